@@ -1,0 +1,22 @@
+"""What the benchmarks run. A module of its own, because that is where most users' functions live: workers
+import it by name."""
+
+from __future__ import annotations
+
+import time
+
+
+def noop(value: int) -> int:
+    return value
+
+
+def burn(steps: int) -> int:
+    """Pure Python that holds the interpreter lock; how long a step takes is measured by the caller."""
+    total = 0
+    for step in range(steps):
+        total += step * step
+    return total
+
+
+def nap(seconds: float) -> None:
+    time.sleep(seconds)

@@ -1,0 +1,108 @@
+//! How many items travel as one message (a piece): sized by measured time.
+//!
+//! The sizes start at one, because nothing is known, and grow at most fourfold from one measured
+//! piece to the next until a piece lasts [`TARGET_NS`]. So a map of no-ops soon moves in thousands and
+//! a map of slow tasks stays at one. Near the end pieces shrink with what is left, so that no worker
+//! sits on a long tail alone.
+
+/// How long a piece should last. Settled by the prototype: below it the cost of a message shows,
+/// above it the answer to the first item of a piece comes late.
+pub const TARGET_NS: u64 = 2_000_000;
+
+/// The most items in a piece, whatever they cost.
+pub const MOST_ITEMS: u64 = 16_384;
+
+/// The most items in a piece of the user's own size: a claim has 31 bits for the item.
+pub const MOST_FIXED_ITEMS: u64 = (1 << 31) - 1;
+
+/// The sizing of one call's pieces.
+#[derive(Clone, Debug)]
+pub struct Sizer {
+    fixed: Option<u64>,
+    per_item_ns: Option<f64>,
+    largest_measured: u64,
+}
+
+impl Sizer {
+    /// `fixed` is the user's own chunk size, which is then taken at its word.
+    pub fn new(fixed: Option<u64>) -> Sizer {
+        Sizer {
+            fixed,
+            per_item_ns: None,
+            largest_measured: 0,
+        }
+    }
+
+    /// A piece of `items` kept its runner busy for `busy_ns`.
+    pub fn measured(&mut self, items: u64, busy_ns: u64) {
+        if items == 0 {
+            return;
+        }
+        let sample = busy_ns as f64 / items as f64;
+        // An exponential average: an old belief counts for two thirds, so that one page fault does
+        // not shrink the pieces and a change of phase shows within a few of them.
+        self.per_item_ns = Some(match self.per_item_ns {
+            None => sample,
+            Some(old) => old + (sample - old) / 3.0,
+        });
+        self.largest_measured = self.largest_measured.max(items);
+    }
+
+    /// The size of the next piece, where `left` items wait and `slots` runners share them.
+    pub fn next(&self, left: u64, slots: u64) -> u64 {
+        if let Some(fixed) = self.fixed {
+            return fixed.min(MOST_FIXED_ITEMS).clamp(1, left.max(1));
+        }
+        let Some(per_item_ns) = self.per_item_ns else {
+            return 1;
+        };
+        let by_time = (TARGET_NS as f64 / per_item_ns.max(1.0)) as u64;
+        let by_growth = self.largest_measured.saturating_mul(4);
+        let by_share = left.div_ceil(slots.max(1) * 2);
+        by_time.min(by_growth).min(by_share).clamp(1, MOST_ITEMS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starts_at_one_and_grows_fourfold_to_the_target() {
+        let mut sizer = Sizer::new(None);
+        let mut sizes = Vec::new();
+        for _ in 0..9 {
+            let size = sizer.next(u64::MAX, 2);
+            sizes.push(size);
+            sizer.measured(size, size * 1_000);
+        }
+        assert_eq!(sizes, [1, 4, 16, 64, 256, 1024, 2000, 2000, 2000]);
+    }
+
+    #[test]
+    fn slow_items_travel_alone() {
+        let mut sizer = Sizer::new(None);
+        sizer.measured(1, 10_000_000);
+        assert_eq!(sizer.next(1_000, 2), 1);
+    }
+
+    #[test]
+    fn the_tail_is_shared() {
+        let mut sizer = Sizer::new(None);
+        sizer.measured(10_000, 10_000);
+        assert_eq!(sizer.next(100, 2), 25);
+        assert_eq!(sizer.next(1, 2), 1);
+    }
+
+    #[test]
+    fn a_fixed_size_is_taken_at_its_word() {
+        let mut sizer = Sizer::new(Some(7));
+        sizer.measured(7, u64::MAX);
+        assert_eq!(sizer.next(100, 2), 7);
+        assert_eq!(sizer.next(3, 2), 3);
+        assert_eq!(
+            Sizer::new(Some(u64::MAX)).next(u64::MAX, 2),
+            MOST_FIXED_ITEMS
+        );
+    }
+}

@@ -1,0 +1,27 @@
+//! The decisions of the engine, as pure state machines.
+//!
+//! This crate knows no operating system, no Python, no memory shared with anyone and no clock: time is
+//! passed in, effects come out. Whatever it decides can be replayed, tested without processes or
+//! sleeps, and asked for in words.
+//!
+//! * [`ids`]: calls, workers, pieces, moments.
+//! * [`event`]: what can happen ([`Event`]) and what can be decided ([`Action`]).
+//! * [`batch`]: how many items travel together, by measured time.
+//! * [`scheduler`]: the reactor: queue, dispatch, worker life cycle, supervision.
+//!
+//! A **call** is one `submit` or one `map`: a row of items, known or still coming. A **piece** is a run of
+//! its items that travels to a worker as one message. An item is claimed by the worker before it is
+//! touched, and answered when it ends; so what a dead worker held is known exactly.
+
+pub mod batch;
+mod call;
+pub mod event;
+pub mod ids;
+pub mod scheduler;
+mod worker;
+
+pub use call::CallSpec;
+pub use event::{Action, Breakage, Claim, Event, Exit, Lane, Verdict};
+pub use ids::{CallId, Moment, PieceSeq, WorkerId};
+pub use scheduler::{Cancel, Config, Port, Refused, Scheduler, Unexpected};
+pub use worker::{RETIRE_NS, TERMINATE_NS};

@@ -1,0 +1,124 @@
+//! A million pending calls are ordinary: no step may look at all of them.
+//!
+//! No time is asserted. What would be quadratic does not end, and what the port is asked is counted.
+
+use rightlane_core::{
+    Action, CallId, CallSpec, Cancel, Claim, Config, Lane, Moment, PieceSeq, Port, Scheduler,
+    WorkerId,
+};
+use std::ops::Range;
+
+const CALLS: u64 = 1_000_000;
+
+#[derive(Default)]
+struct Asked {
+    fits: u64,
+    revocations: u64,
+}
+
+struct Counting(std::cell::RefCell<Asked>);
+
+impl Port for Counting {
+    fn fit(&self, _: CallId, items: &Range<u64>) -> u64 {
+        self.0.borrow_mut().fits += 1;
+        items.end - items.start
+    }
+
+    fn revoke(&mut self, _: WorkerId, _: PieceSeq) -> Option<Claim> {
+        self.0.borrow_mut().revocations += 1;
+        None
+    }
+}
+
+const NOW: Moment = Moment(0);
+const ONE: CallSpec = CallSpec {
+    lane: Lane::Process,
+    chunk_items: None,
+    items: 1,
+    closed: true,
+};
+
+fn submit(scheduler: &mut Scheduler, port: &mut Counting) -> CallId {
+    let id = scheduler.open(&ONE).expect("an executor that takes calls");
+    scheduler.dispatch(NOW, port);
+    id
+}
+
+fn full(max_slots: u32) -> (Scheduler, Counting) {
+    let port = Counting(Asked::default().into());
+    (
+        Scheduler::new(Config {
+            max_slots,
+            prefetch: 1,
+        }),
+        port,
+    )
+}
+
+#[test]
+fn abandoned_at_once() {
+    let (mut scheduler, mut port) = full(512);
+    for _ in 0..CALLS {
+        submit(&mut scheduler, &mut port);
+    }
+    assert_eq!(scheduler.waiting(), CALLS - 2 * 512);
+    scheduler.abandon_all(&mut port);
+    let done = |a: &&Action| matches!(a, Action::CallDone(_));
+    let actions = scheduler.take_actions(Vec::new());
+    assert_eq!(actions.iter().filter(done).count() as u64, CALLS);
+    let asked = port.0.borrow();
+    assert_eq!((asked.fits, asked.revocations), (2 * 512, 2 * 512));
+    scheduler.sanity_check();
+}
+
+#[test]
+fn cancelled_one_by_one_behind_a_head_that_never_moves() {
+    let (mut scheduler, mut port) = full(2);
+    for _ in 0..4 {
+        submit(&mut scheduler, &mut port);
+    }
+    let head = submit(&mut scheduler, &mut port);
+    for _ in 0..CALLS {
+        let id = submit(&mut scheduler, &mut port);
+        assert_eq!(scheduler.cancel(id, &mut port), Cancel::Cancelled);
+        scheduler.take_actions(Vec::new());
+    }
+    assert_eq!(scheduler.open_calls().len(), 5);
+    assert_eq!(scheduler.open_calls()[4], head);
+    assert_eq!(port.0.borrow().revocations, 0);
+    scheduler.sanity_check();
+}
+
+#[test]
+fn run_one_by_one() {
+    let (mut scheduler, mut port) = full(2);
+    for _ in 0..CALLS / 4 {
+        submit(&mut scheduler, &mut port);
+    }
+    let mut ended = 0;
+    let mut actions = scheduler.take_actions(Vec::new());
+    while !actions.is_empty() {
+        for action in std::mem::take(&mut actions) {
+            let Action::Send {
+                worker, seq, call, ..
+            } = action
+            else {
+                continue;
+            };
+            assert_eq!(call, CallId(ended), "first come, first served");
+            assert_eq!(scheduler.answered(worker, seq, 0), Ok((call, 0)));
+            let done = rightlane_core::Event::PieceDone {
+                worker,
+                seq,
+                busy_ns: 1_000,
+            };
+            scheduler.handle(done, NOW).expect("the first piece");
+            ended += 1;
+        }
+        scheduler.dispatch(NOW, &mut port);
+        actions = scheduler.take_actions(Vec::new());
+    }
+    assert_eq!(ended, CALLS / 4);
+    assert_eq!(port.0.borrow().revocations, 0);
+    scheduler.sanity_check();
+}

@@ -1,0 +1,31 @@
+//! `rightlane._core.Definition`: a function or class that messages name by number.
+
+use pyo3::prelude::*;
+use rightlane_runtime::Definition;
+use std::sync::Arc;
+
+/// A function or class that is sent to each worker once and named by `id` afterwards.
+#[pyclass(name = "Definition", module = "rightlane._core", frozen, weakref)]
+#[derive(Debug)]
+pub(crate) struct PyDefinition {
+    pub(crate) inner: Arc<Definition>,
+}
+
+#[pymethods]
+impl PyDefinition {
+    /// `blob` is what the worker unpickles when it is first needed, `deps` what that refers to.
+    #[new]
+    fn new(blob: &[u8], deps: Vec<Bound<'_, PyDefinition>>) -> PyDefinition {
+        let inner = Definition::reserve();
+        let needs = deps.iter().map(|dep| dep.get().inner.clone()).collect();
+        let filled = inner.fill(blob, needs);
+        debug_assert!(filled, "it was reserved a moment ago");
+        PyDefinition { inner }
+    }
+
+    /// Its number; never used for another.
+    #[getter]
+    fn id(&self) -> u64 {
+        self.inner.id()
+    }
+}

@@ -1,0 +1,822 @@
+//! One executor for Python: turns calls into work for the engine, and runs the lane threads.
+
+use crate::codec;
+use crate::definition::PyDefinition;
+use crate::future::{FutureCore, Slot, function_name};
+use crate::map::{Feed, MapResults, MapState, Source};
+use crate::raw::{describe, serialization_error};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple, PyType};
+use rightlane_runtime::sys::futex::{self, Scope, Waited};
+use rightlane_runtime::{
+    Block, Breakage, CallId, Definition, End, Engine, Initializer, Plan, Refused, Remote, SubmitError, ThreadDone,
+    ThreadNext, ThreadPiece,
+};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// How the worker half reads the items of a piece.
+pub(crate) mod shape {
+    /// Each item is the positional arguments, or a pickled pair of positional and keyword arguments.
+    pub(crate) const CALL: u32 = 0;
+    /// Each item is the one argument.
+    pub(crate) const ONE: u32 = 1;
+    /// Each item is a tuple of the positional arguments.
+    pub(crate) const SPREAD: u32 = 2;
+}
+
+/// An exit of the interpreter has begun: nothing new is accepted.
+static EXITING: AtomicBool = AtomicBool::new(false);
+
+static EXECUTORS: Mutex<Vec<Weak<Executor>>> = Mutex::new(Vec::new());
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    Auto,
+    Process,
+    Thread,
+    Inline,
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Lane {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Lane> {
+        let name: String = object.extract()?;
+        match name.as_str() {
+            "auto" => Ok(Lane::Auto),
+            "process" => Ok(Lane::Process),
+            "thread" => Ok(Lane::Thread),
+            "inline" => Ok(Lane::Inline),
+            _ => Err(pyo3::exceptions::PyValueError::new_err(format!("unknown lane {name:?}"))),
+        }
+    }
+}
+
+/// Where the ends of a call go.
+#[derive(Debug)]
+pub(crate) enum Ticket {
+    Future(Arc<Slot>),
+    /// The items of a map, in order.
+    Map(Arc<MapState>),
+    /// One item of a map that went its own way.
+    MapItem(Arc<MapState>, u64),
+}
+
+/// What a lane thread runs.
+#[derive(Debug)]
+pub(crate) enum Local {
+    Call { function: Py<PyAny>, args: Py<PyTuple>, kwargs: Option<Py<PyDict>> },
+    /// A map's function; its arguments are queued here until a thread takes them.
+    Map { function: Py<PyAny>, spread: bool, items: Mutex<LocalItems> },
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct LocalItems {
+    first: u64,
+    items: VecDeque<Option<Py<PyAny>>>,
+}
+
+impl LocalItems {
+    pub(crate) fn push(&mut self, item: Py<PyAny>) {
+        self.items.push_back(Some(item));
+    }
+
+    fn take(&mut self, at: u64) -> Option<Py<PyAny>> {
+        let item = self.items.get_mut((at - self.first) as usize)?.take();
+        while matches!(self.items.front(), Some(None)) {
+            self.items.pop_front();
+            self.first += 1;
+        }
+        item
+    }
+}
+
+/// The engine's client.
+#[derive(Debug)]
+pub(crate) struct Client;
+
+impl rightlane_runtime::Client for Client {
+    type Ticket = Ticket;
+    type Local = Local;
+
+    fn settle(&self, ticket: &Ticket, item: u64, end: End<'_>) {
+        match ticket {
+            Ticket::Future(slot) => slot.settle(end),
+            Ticket::Map(map) => map.settle_remote(item, end),
+            Ticket::MapItem(map, at) => map.settle(*at, end),
+        }
+    }
+
+    fn notice(&self, bytes: &[u8]) {
+        if bytes == b"site" {
+            rightlane_runtime::want_site();
+        }
+    }
+
+    fn cancel_in_child(&self, ticket: &Ticket) {
+        match ticket {
+            Ticket::Future(slot) => slot.cancel_in_child(),
+            Ticket::Map(map) | Ticket::MapItem(map, _) => map.cancel_in_child(),
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Executor {
+    pub(crate) engine: Arc<Engine<Client>>,
+    thread_initializer: Option<(Py<PyAny>, Py<PyTuple>)>,
+    thread_name: String,
+    threads: Mutex<Vec<Py<PyAny>>>,
+    /// What a lane thread's initializer raised.
+    thread_raised: Mutex<Option<Py<PyAny>>>,
+    /// Inputs of maps that have not been read to their end.
+    feeds: Mutex<Vec<Arc<Feed>>>,
+    closed: AtomicBool,
+}
+
+impl Executor {
+    pub(crate) fn is_running(&self, call: CallId) -> bool {
+        self.engine.is_running(call)
+    }
+
+    pub(crate) fn cancel(&self, call: CallId) -> bool {
+        self.engine.cancel(call)
+    }
+
+    /// Why nothing is accepted, as an exception, if nothing is.
+    pub(crate) fn check_open(&self, py: Python<'_>) -> PyResult<()> {
+        if EXITING.load(Ordering::Relaxed) {
+            return Err(PyRuntimeError::new_err("cannot schedule new futures after interpreter shutdown"));
+        }
+        match self.engine.refusal() {
+            None => Ok(()),
+            Some(refused) => Err(self.refusal_error(py, refused)),
+        }
+    }
+
+    fn refusal_error(&self, py: Python<'_>, refused: Refused) -> PyErr {
+        match refused {
+            Refused::ShutDown => {
+                PyRuntimeError::new_err("cannot schedule new futures after shutdown; make a new Executor")
+            }
+            Refused::Broken(breakage) => self.breakage_error(py, breakage),
+        }
+    }
+
+    pub(crate) fn submit_error(&self, py: Python<'_>, error: SubmitError) -> PyErr {
+        match error {
+            SubmitError::Refused(refused) => self.refusal_error(py, refused),
+            SubmitError::Os(error) => PyErr::from(error),
+        }
+    }
+
+    /// A `BrokenExecutor` with its cause.
+    pub(crate) fn breakage_error(&self, py: Python<'_>, breakage: Breakage) -> PyErr {
+        let report = self.engine.breakage(breakage);
+        let message = match breakage {
+            Breakage::InitializerRaised => {
+                "the initializer raised an exception, so the executor can run nothing; \
+                 make a new one with an initializer that succeeds"
+                    .to_owned()
+            }
+            Breakage::InitializerDied(exit) => {
+                format!("a worker died in the initializer ({}), so the executor can run nothing", how(exit))
+            }
+            Breakage::BootFailed(exit) => format!(
+                "three workers in a row failed to start ({}); `rightlane doctor` shows what this machine allows",
+                report.spawn_error.unwrap_or_else(|| how(exit))
+            ),
+        };
+        let made = (|| -> PyResult<Bound<'_, PyAny>> {
+            let error = py.import("rightlane._errors")?.call_method1("BrokenExecutor", (message,))?;
+            let cause = match (&report.raised, &*lock(&self.thread_raised)) {
+                (Some(packed), _) => Some(py.import("rightlane._remote")?.call_method1("unpack", (&packed[..],))?),
+                (None, Some(raised)) => Some(raised.bind(py).clone()),
+                (None, None) => None,
+            };
+            error.setattr("__cause__", cause)?;
+            Ok(error)
+        })();
+        made.map_or_else(|error| error, PyErr::from_value)
+    }
+
+    /// Workers started from here on shall live in the caller's present world (rule 20).
+    pub(crate) fn refresh_world(&self, py: Python<'_>) -> PyResult<()> {
+        if self.engine.would_spawn() {
+            let world = py.import("rightlane._world")?.call_method0("capture")?;
+            self.engine.set_world(world.extract()?);
+        }
+        Ok(())
+    }
+
+    fn submit(
+        self: &Arc<Executor>,
+        lane: Lane,
+        function: &Bound<'_, PyAny>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Py<PyAny>> {
+        let py = function.py();
+        self.check_open(py)?;
+        check_function(function)?;
+        let kwargs = kwargs.filter(|kwargs| !kwargs.is_empty());
+        let (future, slot) = new_future(py)?;
+        slot.set_name(function.clone().unbind());
+        match lane {
+            Lane::Inline => slot.settle_local(call(function, args, kwargs)),
+            Lane::Thread => self.submit_thread(slot, function, args, kwargs)?,
+            Lane::Process | Lane::Auto => match remote_call(function, args, kwargs) {
+                Ok(remote) => {
+                    self.refresh_world(py)?;
+                    let ticket = Ticket::Future(slot.clone());
+                    let submitted = self.engine.submit_remote(remote, ticket, Plan::default());
+                    let call = submitted.map_err(|error| self.submit_error(py, error))?;
+                    slot.set_place(self.clone(), call);
+                }
+                Err(error) if lane == Lane::Auto && is_unsendable(py, &error) => {
+                    self.submit_thread(slot, function, args, kwargs)?;
+                }
+                Err(error) => slot.settle_local(Err(as_serialization_error(py, error, &function_name(function))?)),
+            },
+        }
+        Ok(future)
+    }
+
+    fn submit_thread(
+        self: &Arc<Executor>,
+        slot: Arc<Slot>,
+        function: &Bound<'_, PyAny>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        let local = local_call(function, args, kwargs);
+        let call = self.submit_local(function.py(), local, 1, Ticket::Future(slot.clone()), Plan::default())?;
+        slot.set_place(self.clone(), call);
+        Ok(())
+    }
+
+    /// Accepts items for lane threads, and starts a thread if there are too few.
+    pub(crate) fn submit_local(
+        self: &Arc<Executor>,
+        py: Python<'_>,
+        local: Arc<Local>,
+        items: u64,
+        ticket: Ticket,
+        plan: Plan,
+    ) -> PyResult<CallId> {
+        let submitted = self.engine.submit_local(local, items, ticket, plan);
+        let call = submitted.map_err(|error| self.submit_error(py, error))?;
+        self.start_threads(py)?;
+        Ok(call)
+    }
+
+    pub(crate) fn start_threads(self: &Arc<Executor>, py: Python<'_>) -> PyResult<()> {
+        while self.engine.wants_thread() {
+            let started = self.start_thread(py);
+            if let Err(error) = started {
+                self.engine.thread_ended();
+                // Fewer threads than wanted still get through the work.
+                return if lock(&self.threads).is_empty() { Err(error) } else { Ok(()) };
+            }
+        }
+        Ok(())
+    }
+
+    fn start_thread(self: &Arc<Executor>, py: Python<'_>) -> PyResult<()> {
+        let number = lock(&self.threads).len();
+        let keywords = PyDict::new(py);
+        keywords.set_item("target", Py::new(py, LaneThread { executor: self.clone() })?)?;
+        keywords.set_item("name", format!("{}_{number}", self.thread_name))?;
+        keywords.set_item("daemon", true)?;
+        let thread = py.import("threading")?.getattr("Thread")?.call((), Some(&keywords))?;
+        thread.call_method0("start")?;
+        lock(&self.threads).push(thread.unbind());
+        Ok(())
+    }
+
+    pub(crate) fn add_feed(&self, feed: Arc<Feed>) {
+        lock(&self.feeds).push(feed);
+    }
+
+    pub(crate) fn remove_feed(&self, feed: &Feed) {
+        let removed = {
+            let mut feeds = lock(&self.feeds);
+            let at = feeds.iter().position(|known| std::ptr::eq(&**known, feed));
+            at.map(|at| feeds.swap_remove(at))
+        };
+        drop(removed);
+    }
+
+    fn shut_down(self: &Arc<Executor>, cancel: bool, kill: bool) {
+        if cancel || kill {
+            let feeds = std::mem::take(&mut *lock(&self.feeds));
+            for feed in &feeds {
+                feed.cut_off();
+            }
+        } else {
+            let feeds: Vec<_> = lock(&self.feeds).iter().cloned().collect();
+            for feed in feeds {
+                feed.end_with_executor();
+            }
+        }
+        self.closed.store(true, Ordering::Relaxed);
+        self.engine.shutdown(cancel, kill);
+    }
+
+    fn open_task_names(&self, py: Python<'_>) -> Vec<String> {
+        let calls = self.engine.open_calls();
+        let named = calls.iter().map(|(ticket, pid)| {
+            let name = match &**ticket {
+                Ticket::Future(slot) => slot.name(py),
+                Ticket::Map(map) | Ticket::MapItem(map, _) => format!("map of {}", map.name(py)),
+            };
+            pid.map_or_else(|| name.clone(), |pid| format!("{name} (worker {pid})"))
+        });
+        named.collect()
+    }
+}
+
+fn how(exit: rightlane_runtime::Exit) -> String {
+    match exit {
+        rightlane_runtime::Exit::Code(code) => format!("exit code {code}"),
+        rightlane_runtime::Exit::Signal(signal) => format!("signal {signal}"),
+        rightlane_runtime::Exit::Unknown => "exit status unknown".to_owned(),
+    }
+}
+
+/// Refuses what no lane can run.
+pub(crate) fn check_function(function: &Bound<'_, PyAny>) -> PyResult<()> {
+    const CO_COROUTINE: u32 = 0x80;
+    if !function.is_callable() {
+        let kind = function.get_type().name()?;
+        return Err(PyTypeError::new_err(format!("the first argument must be callable, not {kind}")));
+    }
+    let mut innermost = function.clone();
+    while let Ok(inner) = innermost.getattr(intern!(function.py(), "func")) {
+        if !inner.is_callable() || inner.is(&innermost) {
+            break;
+        }
+        innermost = inner;
+    }
+    let code = match innermost.getattr(intern!(function.py(), "__code__")) {
+        Ok(code) => code,
+        Err(_) => return Ok(()),
+    };
+    let flags: u32 = code.getattr(intern!(function.py(), "co_flags")).and_then(|flags| flags.extract()).unwrap_or(0);
+    if flags & CO_COROUTINE != 0 {
+        let name = function_name(function);
+        return Err(PyTypeError::new_err(format!(
+            "{name} is a coroutine function (async def), which no lane runs yet; \
+             submit a plain function, for example `lambda: asyncio.run({name}())`"
+        )));
+    }
+    Ok(())
+}
+
+pub(crate) fn call(
+    function: &Bound<'_, PyAny>,
+    args: &Bound<'_, PyTuple>,
+    kwargs: Option<&Bound<'_, PyDict>>,
+) -> Result<Py<PyAny>, Py<PyAny>> {
+    match function.call(args, kwargs) {
+        Ok(value) => Ok(value.unbind()),
+        Err(error) => Err(error.into_value(function.py()).into_any()),
+    }
+}
+
+pub(crate) fn local_call(
+    function: &Bound<'_, PyAny>,
+    args: &Bound<'_, PyTuple>,
+    kwargs: Option<&Bound<'_, PyDict>>,
+) -> Arc<Local> {
+    Arc::new(Local::Call {
+        function: function.clone().unbind(),
+        args: args.clone().unbind(),
+        kwargs: kwargs.map(|kwargs| kwargs.clone().unbind()),
+    })
+}
+
+fn new_future(py: Python<'_>) -> PyResult<(Py<PyAny>, Arc<Slot>)> {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    static NEW: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let class = CLASS.get_or_try_init(py, || -> PyResult<_> {
+        Ok(py.import("rightlane._future")?.getattr("Future")?.cast_into::<PyType>()?.unbind())
+    })?;
+    // By `__new__`, so that the standard class's `__init__`, which makes a condition, does not run.
+    let new = NEW.get_or_try_init(py, || class.bind(py).getattr("__new__").map(Bound::unbind))?;
+    let future = new.bind(py).call1((class,))?;
+    let slot = future.cast::<FutureCore>()?.get().slot.clone();
+    Ok((future.unbind(), slot))
+}
+
+/// The record of a function: by reference first, by value where it must be.
+pub(crate) fn record(function: &Bound<'_, PyAny>) -> PyResult<Arc<Definition>> {
+    static RECORD: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = function.py();
+    let record = RECORD.get_or_try_init(py, || Ok::<_, PyErr>(py.import("rightlane._byvalue")?.getattr("record")?.unbind()))?;
+    let definition = record.bind(py).call1((function,))?;
+    Ok(definition.cast::<PyDefinition>()?.get().inner.clone())
+}
+
+/// Writes a value as one item of a block; what it refers to is noted there.
+pub(crate) fn write_item(value: &Bound<'_, PyAny>, name: &str, block: &mut Block) -> PyResult<()> {
+    let py = value.py();
+    let mut scalar = false;
+    // The item is only kept if it is written: try on the side.
+    let mut bytes = Vec::new();
+    if codec::encode_scalar(value, &mut bytes) {
+        scalar = true;
+    }
+    if !scalar {
+        bytes.push(codec::PICKLE);
+        let byvalue = py.import(intern!(py, "rightlane._byvalue"))?;
+        let plain = if byvalue.call_method0(intern!(py, "plain_pickles_suffice"))?.is_truthy()? {
+            codec::plain_pickle(value).ok().filter(|pickle| !codec::mentions_main(pickle.as_bytes()))
+        } else {
+            None
+        };
+        match plain {
+            Some(pickle) => bytes.extend_from_slice(pickle.as_bytes()),
+            None => {
+                let dumped = byvalue.call_method1(intern!(py, "dumps"), (value, name))?;
+                let (pickle, needs): (Bound<'_, PyAny>, Vec<Bound<'_, PyDefinition>>) = dumped.extract()?;
+                bytes.extend_from_slice(pickle.extract()?);
+                for definition in needs {
+                    block.need(definition.get().inner.clone());
+                }
+            }
+        }
+    }
+    block.push(|row| row.extend_from_slice(&bytes));
+    Ok(())
+}
+
+fn remote_call(
+    function: &Bound<'_, PyAny>,
+    args: &Bound<'_, PyTuple>,
+    kwargs: Option<&Bound<'_, PyDict>>,
+) -> PyResult<Remote> {
+    let definition = record(function)?;
+    let mut items = Block::new();
+    let mut bytes = Vec::new();
+    if kwargs.is_none() && codec::encode_scalar(args, &mut bytes) {
+        items.push(|row| row.extend_from_slice(&bytes));
+    } else if kwargs.is_none() {
+        // Pickled as they are, so that a path in a message begins with the argument's number.
+        write_item(args, "args", &mut items)?;
+    } else {
+        write_item(&codec::call_payload(args, kwargs)?, "call", &mut items)?;
+    }
+    let shape = if kwargs.is_none() { shape::SPREAD } else { shape::CALL };
+    Ok(Remote { function: definition, shape, items })
+}
+
+/// Whether the error says that something cannot travel.
+pub(crate) fn is_unsendable(py: Python<'_>, error: &PyErr) -> bool {
+    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let class = CLASS.get_or_try_init(py, || Ok::<_, PyErr>(py.import("rightlane._byvalue")?.getattr("Unsendable")?.unbind()));
+    class.is_ok_and(|class| error.matches(py, class.bind(py)).unwrap_or(false))
+}
+
+/// The `SerializationError` for what `_byvalue` could not pickle; other errors stay what they are.
+pub(crate) fn as_serialization_error(py: Python<'_>, error: PyErr, name: &str) -> PyResult<Py<PyAny>> {
+    if !is_unsendable(py, &error) {
+        return Ok(error.into_value(py).into_any());
+    }
+    let value = error.value(py);
+    let path: String = value.getattr("path")?.extract()?;
+    let reason: String = value.getattr("reason")?.extract()?;
+    let message = format!(
+        "{path} of the call of {name} cannot be sent to a worker process: {reason}; \
+         send something that can be pickled, or use lane=\"thread\""
+    );
+    let made = serialization_error(py, &message, &path)?;
+    made.setattr(py, "__cause__", value.getattr("__cause__")?)?;
+    Ok(made)
+}
+
+/// The `run` of a lane thread.
+#[pyclass(frozen)]
+#[derive(Debug)]
+struct LaneThread {
+    executor: Arc<Executor>,
+}
+
+#[pymethods]
+impl LaneThread {
+    fn __call__(&self, py: Python<'_>) {
+        let executor = &self.executor;
+        let engine = &executor.engine;
+        if let Some((initializer, args)) = &executor.thread_initializer {
+            if let Err(error) = initializer.call1(py, args) {
+                log_initializer(py, &error);
+                *lock(&executor.thread_raised) = Some(error.into_value(py).into_any());
+                engine.thread_initializer_raised();
+                engine.thread_ended();
+                return;
+            }
+        }
+        let mut done = None;
+        loop {
+            match engine.thread_next(done.take()) {
+                ThreadNext::Run(piece) => done = Some(run_piece(py, piece)),
+                ThreadNext::Wait(seen) => {
+                    let _ = py.detach(|| futex::wait(engine.thread_bell(), seen, None, Scope::Private));
+                    engine.thread_back();
+                }
+                ThreadNext::End => break,
+            }
+        }
+        engine.thread_ended();
+    }
+}
+
+fn log_initializer(py: Python<'_>, error: &PyErr) {
+    let logged = (|| -> PyResult<()> {
+        let logger = py.import("concurrent.futures._base")?.getattr("LOGGER")?;
+        let details = PyDict::new(py);
+        details.set_item("exc_info", error.value(py))?;
+        logger.call_method("critical", ("Exception in initializer:",), Some(&details))?;
+        Ok(())
+    })();
+    drop(logged);
+}
+
+fn run_piece(py: Python<'_>, piece: ThreadPiece<Client>) -> ThreadDone {
+    let begun = Instant::now();
+    let mut ran = 0;
+    let mut rest = piece.items.end..piece.items.end;
+    for item in piece.items.clone() {
+        if piece.is_abandoned() {
+            rest = item..piece.items.end;
+            break;
+        }
+        ran += 1;
+        let outcome = match &*piece.local {
+            Local::Call { function, args, kwargs } => {
+                call(function.bind(py), args.bind(py), kwargs.as_ref().map(|kwargs| kwargs.bind(py)))
+            }
+            Local::Map { function, spread, items } => {
+                let taken = lock(items).take(item);
+                match taken {
+                    Some(argument) => call_item(function.bind(py), argument.bind(py), *spread),
+                    None => Err(crate::raw::bug("an item of a map is gone").into_value(py).into_any()),
+                }
+            }
+        };
+        match &*piece.ticket {
+            Ticket::Future(slot) => slot.settle_local(outcome),
+            Ticket::Map(map) => map.settle_local(item, outcome),
+            Ticket::MapItem(map, at) => map.settle_local(*at, outcome),
+        }
+    }
+    let busy_ns = begun.elapsed().as_nanos().min(u128::from(u64::MAX)) as u64;
+    ThreadDone { call: piece.call, ran, rest, busy_ns }
+}
+
+/// Calls a map's function with one item.
+pub(crate) fn call_item(
+    function: &Bound<'_, PyAny>,
+    argument: &Bound<'_, PyAny>,
+    spread: bool,
+) -> Result<Py<PyAny>, Py<PyAny>> {
+    let called = if spread {
+        argument.cast::<PyTuple>().map_err(PyErr::from).and_then(|args| function.call1(args))
+    } else {
+        function.call1((argument,))
+    };
+    match called {
+        Ok(value) => Ok(value.unbind()),
+        Err(error) => Err(error.into_value(function.py()).into_any()),
+    }
+}
+
+/// The engine of one `rightlane.Executor`.
+#[pyclass(name = "Engine", module = "rightlane._core", frozen)]
+#[derive(Debug)]
+pub(crate) struct PyEngine {
+    executor: Arc<Executor>,
+}
+
+#[pymethods]
+impl PyEngine {
+    /// `prepare` says whether worker processes are likely, so that the template is started at once.
+    #[new]
+    #[pyo3(signature = (max_workers, prepare, initializer, initargs, thread_name))]
+    fn new(
+        py: Python<'_>,
+        max_workers: u32,
+        prepare: bool,
+        initializer: Option<Bound<'_, PyAny>>,
+        initargs: Bound<'_, PyTuple>,
+        thread_name: String,
+    ) -> PyResult<PyEngine> {
+        let remote = match (&initializer, prepare) {
+            (Some(function), true) => Some(remote_initializer(function, &initargs)?),
+            _ => None,
+        };
+        let engine = Engine::new(Client, max_workers, remote);
+        if prepare {
+            engine.prepare_processes()?;
+        }
+        let executor = Arc::new(Executor {
+            engine,
+            thread_initializer: initializer.map(|function| (function.unbind(), initargs.unbind())),
+            thread_name,
+            threads: Mutex::default(),
+            thread_raised: Mutex::default(),
+            feeds: Mutex::default(),
+            closed: AtomicBool::new(false),
+        });
+        let mut executors = lock(&EXECUTORS);
+        executors.retain(|known| known.strong_count() > 0);
+        executors.push(Arc::downgrade(&executor));
+        drop(executors);
+        let _ = py;
+        Ok(PyEngine { executor })
+    }
+
+    /// Accepts one call and returns its future.
+    #[pyo3(signature = (lane, function, args, kwargs))]
+    fn submit(
+        &self,
+        lane: Lane,
+        function: &Bound<'_, PyAny>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Py<PyAny>> {
+        self.executor.submit(lane, function, args, kwargs)
+    }
+
+    /// Accepts a map and returns its iterator. `sized`: the whole input is read now. `window`: how many items may
+    /// be read and not yet yielded.
+    #[pyo3(signature = (lane, function, iterator, spread, sized, window, timeout, chunksize))]
+    #[expect(clippy::too_many_arguments, reason = "the face checks and names them")]
+    fn map(
+        &self,
+        lane: Lane,
+        function: &Bound<'_, PyAny>,
+        iterator: Bound<'_, PyAny>,
+        spread: bool,
+        sized: bool,
+        window: Option<usize>,
+        timeout: Option<f64>,
+        chunksize: Option<u64>,
+    ) -> PyResult<MapResults> {
+        let py = function.py();
+        self.executor.check_open(py)?;
+        check_function(function)?;
+        let source = Source::new(lane, function, iterator, spread, chunksize)?;
+        MapResults::start(py, self.executor.clone(), function, source, sized, window, timeout)
+    }
+
+    /// Takes no more work. Does not wait.
+    fn close(&self, cancel: bool, kill: bool) {
+        self.executor.shut_down(cancel, kill);
+    }
+
+    /// Reads every map's input to its end, as `shutdown(wait=True)` promises (rule 1).
+    fn read_on(&self, py: Python<'_>) -> PyResult<()> {
+        loop {
+            let Some(feed) = lock(&self.executor.feeds).iter().find(|feed| feed.is_open_ended()).cloned() else {
+                return Ok(());
+            };
+            feed.read_to_end(py)?;
+        }
+    }
+
+    /// Waits until everything accepted is done and every worker is gone. False when `timeout` seconds are over.
+    fn wait_drained(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let deadline = crate::future::deadline_after(timeout)?;
+        let engine = &self.executor.engine;
+        loop {
+            let seen = engine.drained_bell().load(Ordering::SeqCst);
+            let drained = engine.is_drained();
+            if drained && !engine.hub_is_ending() {
+                return Ok(true);
+            }
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Ok(false);
+            }
+            let waited = py.detach(|| {
+                if drained {
+                    engine.wait_for_hub(left)
+                } else {
+                    futex::wait(engine.drained_bell(), seen, left, Scope::Private)
+                }
+            });
+            if waited == Waited::Interrupted {
+                py.check_signals()?;
+            }
+        }
+    }
+
+    /// The lane threads, so that they can be joined.
+    fn threads(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
+        lock(&self.executor.threads).iter().map(|thread| thread.clone_ref(py)).collect()
+    }
+
+    /// The pids of the workers that are there.
+    fn worker_pids(&self) -> Vec<i32> {
+        self.executor.engine.worker_pids()
+    }
+
+    /// What is accepted and has not ended, by name.
+    fn open_tasks(&self, py: Python<'_>) -> Vec<String> {
+        self.executor.open_task_names(py)
+    }
+
+    /// Whether everything is over.
+    #[getter]
+    fn drained(&self) -> bool {
+        self.executor.engine.is_drained()
+    }
+}
+
+impl Drop for PyEngine {
+    fn drop(&mut self) {
+        // A collected executor finishes what it has accepted, then retires (rule 2).
+        if !self.executor.closed.load(Ordering::Relaxed) {
+            self.executor.shut_down(false, false);
+        }
+    }
+}
+
+fn remote_initializer(function: &Bound<'_, PyAny>, args: &Bound<'_, PyTuple>) -> PyResult<Initializer> {
+    let py = function.py();
+    let made = (|| {
+        let remote = remote_call(function, args, None)?;
+        let (arguments, needs) = remote.items.into_only_item();
+        Ok(Initializer { function: remote.function, arguments, needs })
+    })();
+    made.map_err(|error: PyErr| match as_serialization_error(py, error, "the initializer") {
+        Ok(exception) => PyErr::from_value(exception.into_bound(py)),
+        Err(error) => error,
+    })
+}
+
+/// The interpreter's exit has begun: nothing new is accepted from here on. Returns the engines that are not done.
+#[pyfunction]
+pub(crate) fn begin_exit(py: Python<'_>) -> PyResult<Vec<Py<PyEngine>>> {
+    EXITING.store(true, Ordering::Relaxed);
+    let executors: Vec<_> = lock(&EXECUTORS).iter().filter_map(Weak::upgrade).collect();
+    let open = executors.into_iter().filter(|executor| !executor.engine.is_drained());
+    open.map(|executor| Py::new(py, PyEngine { executor })).collect()
+}
+
+/// Whether any executor is not done yet.
+#[pyfunction]
+pub(crate) fn any_open() -> bool {
+    let executors: Vec<_> = lock(&EXECUTORS).iter().filter_map(Weak::upgrade).collect();
+    executors.iter().any(|executor| !executor.engine.is_drained())
+}
+
+thread_local! {
+    /// The hooks around a fork run in the thread that forks.
+    static FORKING: RefCell<Option<rightlane_runtime::ForkGuard>> = const { RefCell::new(None) };
+}
+
+/// Before the user's process forks: nobody is in the middle of anything.
+#[pyfunction]
+pub(crate) fn before_fork() {
+    let guard = rightlane_runtime::before_fork();
+    FORKING.set(Some(guard));
+}
+
+/// After it, in the parent.
+#[pyfunction]
+pub(crate) fn after_fork_in_parent() {
+    drop(FORKING.take());
+}
+
+/// After it, in the child: a working, empty engine (invariant 6).
+#[pyfunction]
+pub(crate) fn after_fork_in_child() {
+    let Some(guard) = FORKING.take() else { return };
+    let executors: Vec<_> = lock(&EXECUTORS).iter().filter_map(Weak::upgrade).collect();
+    for executor in executors {
+        lock(&executor.feeds).clear();
+        lock(&executor.threads).clear();
+        executor.engine.reset_in_child();
+    }
+    crate::completion::forked_child();
+    rightlane_runtime::forked_child(guard);
+}
+
+/// An error in one line.
+pub(crate) fn one_line(py: Python<'_>, error: &PyErr) -> String {
+    describe(py, error)
+}

@@ -1,0 +1,646 @@
+//! The Rust half of a future: one object with the Python class, which inherits from this one and from
+//! `concurrent.futures.Future`.
+//!
+//! # Protocol
+//!
+//! A future's state moves once: pending (or, for futures that users drive themselves, running) to
+//! finished or cancelled. Whoever notices the end stores it, raw, under the slot's lock.
+//!
+//! While nobody looks on (no condition was asked for, no callback added), the end takes effect at once and
+//! whoever sleeps in `result()` is woken. Once the future is *observed*, the state becomes `ARRIVED`
+//! instead, which outsiders see as running, and the completion thread announces it: it changes the
+//! state under the future's condition, as the standard library's waiters rely on, tells them, and runs the
+//! callbacks. So a thread that waits for one future never runs another's callbacks (rule 9).
+//!
+//! The slot's lock is held for a few instructions, never while Python code runs, and is the last one
+//! taken: the engine's may be held already.
+
+use crate::completion;
+use crate::executor::Executor;
+use crate::raw::{Raw, cancelled_error};
+use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+use rightlane_runtime::sys::futex::{self, Scope, Waited};
+use rightlane_runtime::{CallId, End};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+const PENDING: u32 = 0;
+const RUNNING: u32 = 1;
+const ARRIVED: u32 = 2;
+const FINISHED: u32 = 3;
+const CANCELLED: u32 = 4;
+/// Cancelled by `cancel()` of a future that its user drives; not announced yet.
+const CANCELLED_QUIETLY: u32 = 5;
+
+/// Where a future's task is.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) executor: Arc<Executor>,
+    pub(crate) call: CallId,
+}
+
+#[derive(Debug, Default)]
+enum Ending {
+    #[default]
+    None,
+    Raw(Raw),
+    /// A thread is unpickling it.
+    Opening(std::thread::ThreadId, bool),
+    Value(Py<PyAny>),
+    Exception(Py<PyAny>),
+}
+
+#[derive(Debug, Default)]
+struct Observers {
+    /// The future itself, for as long as somebody has to be told: callbacks and waiters are given it.
+    future: Option<Py<PyAny>>,
+    condition: Option<Py<PyAny>>,
+    waiters: Option<Py<PyList>>,
+    callbacks: Vec<Py<PyAny>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    ending: Ending,
+    observers: Option<Box<Observers>>,
+}
+
+/// What engine and future share.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    state: AtomicU32,
+    /// Changes whenever somebody who waits should look again.
+    bell: AtomicU32,
+    waiting: AtomicU32,
+    inner: Mutex<Inner>,
+    place: OnceLock<Place>,
+    /// What runs, for messages.
+    name: OnceLock<Py<PyAny>>,
+}
+
+impl Slot {
+    pub(crate) fn new() -> Slot {
+        Slot {
+            state: AtomicU32::new(PENDING),
+            bell: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            inner: Mutex::default(),
+            place: OnceLock::new(),
+            name: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn set_place(&self, executor: Arc<Executor>, call: CallId) {
+        let _ = self.place.set(Place { executor, call });
+    }
+
+    /// What the task is called in messages: the function, whose name is only looked up when needed.
+    pub(crate) fn set_name(&self, function: Py<PyAny>) {
+        let _ = self.name.set(function);
+    }
+
+    pub(crate) fn name(&self, py: Python<'_>) -> String {
+        self.name.get().map_or_else(|| "a task".to_owned(), |function| function_name(function.bind(py)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ring(&self) {
+        self.bell.fetch_add(1, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            futex::wake(&self.bell, u32::MAX, Scope::Private);
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self.state.load(Ordering::SeqCst), FINISHED | CANCELLED | CANCELLED_QUIETLY)
+    }
+
+    /// The engine reports the end. Called without the interpreter's lock, with the engine's.
+    pub(crate) fn settle(self: &Arc<Slot>, end: End<'_>) {
+        self.arrive(Ending::Raw(Raw::new(end)));
+    }
+
+    /// A lane thread reports the end.
+    pub(crate) fn settle_local(self: &Arc<Slot>, outcome: Result<Py<PyAny>, Py<PyAny>>) {
+        self.arrive(match outcome {
+            Ok(value) => Ending::Value(value),
+            Err(exception) => Ending::Exception(exception),
+        });
+    }
+
+    fn arrive(self: &Arc<Slot>, ending: Ending) {
+        let cancelled = matches!(ending, Ending::Raw(Raw::Cancelled));
+        let mut inner = self.lock();
+        inner.ending = ending;
+        if inner.observers.is_some() {
+            self.state.store(ARRIVED, Ordering::SeqCst);
+            drop(inner);
+            completion::push(self.clone());
+            return;
+        }
+        self.state.store(if cancelled { CANCELLED } else { FINISHED }, Ordering::SeqCst);
+        drop(inner);
+        self.ring();
+    }
+
+    /// In a forked child: an unfinished future is cancelled there, and nobody is told.
+    pub(crate) fn cancel_in_child(&self) {
+        if !self.is_done() {
+            self.lock().ending = Ending::Raw(Raw::Cancelled);
+            self.state.store(CANCELLED, Ordering::SeqCst);
+        }
+    }
+
+    /// In a forked child: an end that had arrived counts, and nobody is told.
+    pub(crate) fn take_effect_in_child(&self) {
+        let cancelled = matches!(self.lock().ending, Ending::Raw(Raw::Cancelled));
+        self.state.store(if cancelled { CANCELLED } else { FINISHED }, Ordering::SeqCst);
+    }
+
+    /// Announces an end that has arrived: state under the condition, waiters, callbacks. Does nothing if
+    /// somebody else does or did.
+    pub(crate) fn announce(self: &Arc<Slot>, py: Python<'_>) -> PyResult<()> {
+        let condition = {
+            let inner = self.lock();
+            let Some(observers) = &inner.observers else { return Ok(()) };
+            observers.condition.as_ref().map(|condition| condition.clone_ref(py))
+        };
+        if let Some(condition) = &condition {
+            condition.call_method0(py, "acquire")?;
+        }
+        let told = self.take_effect(py);
+        let notified = condition.as_ref().map_or(Ok(()), |condition| {
+            if told.is_some() {
+                condition.call_method0(py, "notify_all")?;
+            }
+            condition.call_method0(py, "release").map(drop)
+        });
+        let Some((future, callbacks)) = told else { return notified };
+        for callback in callbacks {
+            run_callback(py, callback.bind(py), future.bind(py));
+        }
+        notified
+    }
+
+    /// The part of an announcement that happens under the condition.
+    fn take_effect(self: &Arc<Slot>, py: Python<'_>) -> Option<(Py<PyAny>, Vec<Py<PyAny>>)> {
+        let (future, waiters, callbacks, method) = {
+            let mut inner = self.lock();
+            if self.state.load(Ordering::SeqCst) != ARRIVED {
+                return None;
+            }
+            let method = match &inner.ending {
+                Ending::Raw(Raw::Cancelled) => "add_cancelled",
+                Ending::Raw(raw) if raw.is_success() => "add_result",
+                Ending::Value(_) => "add_result",
+                _ => "add_exception",
+            };
+            let cancelled = method == "add_cancelled";
+            let observers = inner.observers.as_mut()?;
+            let told = (
+                observers.future.take()?,
+                observers.waiters.as_ref().map(|waiters| waiters.clone_ref(py)),
+                std::mem::take(&mut observers.callbacks),
+                method,
+            );
+            self.state.store(if cancelled { CANCELLED } else { FINISHED }, Ordering::SeqCst);
+            told
+        };
+        self.ring();
+        if let Some(waiters) = waiters {
+            for waiter in waiters.bind(py).iter() {
+                if let Err(error) = waiter.call_method1(method, (&future,)) {
+                    error.write_unraisable(py, Some(&waiter));
+                }
+            }
+        }
+        Some((future, callbacks))
+    }
+
+    /// Sleeps until `ready` holds. False when the time is over.
+    fn wait_until(&self, py: Python<'_>, deadline: Option<Instant>, ready: impl Fn(&Slot) -> bool) -> PyResult<bool> {
+        if ready(self) {
+            return Ok(true);
+        }
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let waited = loop {
+            let seen = self.bell.load(Ordering::SeqCst);
+            if ready(self) {
+                break Ok(true);
+            }
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                break Ok(false);
+            }
+            let waited = py.detach(|| futex::wait(&self.bell, seen, left, Scope::Private));
+            if waited == Waited::Interrupted {
+                if let Err(error) = py.check_signals() {
+                    break Err(error);
+                }
+            }
+        };
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        waited
+    }
+
+    fn wait_done(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
+        if self.is_done() {
+            return Ok(());
+        }
+        let deadline = deadline_after(timeout)?;
+        if self.wait_until(py, deadline, Slot::is_done)? { Ok(()) } else { Err(PyTimeoutError::new_err(())) }
+    }
+
+    /// The value or the exception; unpickled once, by whoever asks first.
+    fn open(self: &Arc<Slot>, py: Python<'_>) -> PyResult<Result<Py<PyAny>, Py<PyAny>>> {
+        loop {
+            let mut inner = self.lock();
+            let raw = match &mut inner.ending {
+                Ending::Value(value) => return Ok(Ok(value.clone_ref(py))),
+                Ending::Exception(exception) => return Ok(Err(exception.clone_ref(py))),
+                Ending::None => return Err(crate::raw::bug("a future is done and has no end")),
+                Ending::Opening(thread, _) if *thread == std::thread::current().id() => {
+                    return Err(PyRuntimeError::new_err("a result asks for itself while it is being unpickled"));
+                }
+                Ending::Opening(..) => {
+                    drop(inner);
+                    self.wait_until(py, None, |slot| !matches!(slot.lock().ending, Ending::Opening(..)))?;
+                    continue;
+                }
+                raw @ Ending::Raw(_) => {
+                    let Ending::Raw(raw) = std::mem::take(raw) else { continue };
+                    let success = raw.is_success();
+                    inner.ending = Ending::Opening(std::thread::current().id(), success);
+                    raw
+                }
+            };
+            drop(inner);
+            let name = self.name(py);
+            let opened = raw.open(py, &name, |breakage| match self.place.get() {
+                Some(place) => place.executor.breakage_error(py, breakage),
+                None => crate::raw::bug("a broken future without an executor"),
+            });
+            self.lock().ending = match &opened {
+                Ok(value) => Ending::Value(value.clone_ref(py)),
+                Err(exception) => Ending::Exception(exception.clone_ref(py)),
+            };
+            self.ring();
+            return Ok(opened);
+        }
+    }
+
+    /// Whether it failed, without unpickling anything.
+    fn failed(&self) -> bool {
+        match &self.lock().ending {
+            Ending::None | Ending::Value(_) | Ending::Opening(_, true) => false,
+            Ending::Raw(raw) => !raw.is_success(),
+            Ending::Opening(_, false) | Ending::Exception(_) => true,
+        }
+    }
+
+    fn state_name(&self) -> &'static str {
+        match self.state.load(Ordering::SeqCst) {
+            FINISHED => "FINISHED",
+            CANCELLED => "CANCELLED_AND_NOTIFIED",
+            CANCELLED_QUIETLY => "CANCELLED",
+            RUNNING | ARRIVED => "RUNNING",
+            _ => match self.place.get() {
+                Some(place) if place.executor.is_running(place.call) => "RUNNING",
+                _ => "PENDING",
+            },
+        }
+    }
+}
+
+/// How to call a function in a message.
+pub(crate) fn function_name(function: &Bound<'_, PyAny>) -> String {
+    for attribute in ["__qualname__", "__name__"] {
+        if let Ok(name) = function.getattr(attribute).and_then(|name| name.extract::<String>()) {
+            return name;
+        }
+    }
+    if let Ok(inner) = function.getattr("func") {
+        return function_name(&inner);
+    }
+    function.get_type().name().map_or_else(|_| "a callable".into(), |name| name.to_string())
+}
+
+/// Turns a timeout in seconds into a moment.
+pub(crate) fn deadline_after(timeout: Option<f64>) -> PyResult<Option<Instant>> {
+    let Some(seconds) = timeout else { return Ok(None) };
+    if seconds.is_nan() {
+        return Err(pyo3::exceptions::PyValueError::new_err("a timeout must be a number of seconds, not NaN"));
+    }
+    let duration = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
+    // Beyond the clock's range is for ever.
+    Ok(Instant::now().checked_add(duration))
+}
+
+fn run_callback(py: Python<'_>, callback: &Bound<'_, PyAny>, future: &Bound<'_, PyAny>) {
+    if let Err(error) = callback.call1((future,)) {
+        let logged = (|| -> PyResult<()> {
+            let logger = py.import("concurrent.futures._base")?.getattr("LOGGER")?;
+            let details = pyo3::types::PyDict::new(py);
+            details.set_item("exc_info", error.value(py))?;
+            logger.call_method("error", ("exception calling callback for %r", future), Some(&details))?;
+            Ok(())
+        })();
+        if logged.is_err() {
+            error.write_unraisable(py, Some(callback));
+        }
+    }
+}
+
+/// The first base of `rightlane.Future`.
+#[pyclass(subclass, module = "rightlane._core", frozen)]
+#[derive(Debug)]
+pub(crate) struct FutureCore {
+    pub(crate) slot: Arc<Slot>,
+}
+
+impl FutureCore {
+    /// Makes sure that the end will be announced, and changes what is to be told.
+    fn observe<R>(slf: &Bound<'_, Self>, change: impl FnOnce(&mut Observers) -> R) -> R {
+        let slot = &slf.get().slot;
+        let mut inner = slot.lock();
+        let done = slot.is_done();
+        let observers = inner.observers.get_or_insert_default();
+        if !done && observers.future.is_none() {
+            observers.future = Some(slf.clone().into_any().unbind());
+        }
+        change(observers)
+    }
+}
+
+#[pymethods]
+impl FutureCore {
+    #[new]
+    fn new() -> FutureCore {
+        FutureCore { slot: Arc::new(Slot::new()) }
+    }
+
+    /// The value, or raises what the task raised. Waits at most `timeout` seconds.
+    #[pyo3(signature = (timeout=None))]
+    fn result(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        self.slot.wait_done(py, timeout)?;
+        if self.slot.state.load(Ordering::SeqCst) != FINISHED {
+            return Err(cancelled_error(py));
+        }
+        self.slot.open(py)?.map_err(|exception| PyErr::from_value(exception.into_bound(py)))
+    }
+
+    /// What the task raised, or None.
+    #[pyo3(signature = (timeout=None))]
+    fn exception(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
+        self.slot.wait_done(py, timeout)?;
+        if self.slot.state.load(Ordering::SeqCst) != FINISHED {
+            return Err(cancelled_error(py));
+        }
+        if !self.slot.failed() {
+            return Ok(None);
+        }
+        Ok(self.slot.open(py)?.err())
+    }
+
+    /// Whether it has ended, in whatever way.
+    fn done(&self) -> bool {
+        self.slot.is_done()
+    }
+
+    /// Whether it was cancelled.
+    fn cancelled(&self) -> bool {
+        matches!(self.slot.state.load(Ordering::SeqCst), CANCELLED | CANCELLED_QUIETLY)
+    }
+
+    /// Whether it has been claimed and has not ended.
+    fn running(&self) -> bool {
+        self.slot.state_name() == "RUNNING"
+    }
+
+    /// Cancels it unless it has been claimed.
+    fn cancel(slf: &Bound<'_, Self>) -> PyResult<bool> {
+        let (py, slot) = (slf.py(), &slf.get().slot);
+        if let Some(place) = slot.place.get() {
+            if !slot.is_done() && place.executor.cancel(place.call) {
+                slot.announce(py)?;
+                // The completion thread may have been faster and be about to change the state.
+                slot.wait_until(py, None, Slot::is_done)?;
+            }
+            return Ok(slf.get().cancelled());
+        }
+        let cancelled = {
+            let mut inner = slot.lock();
+            match slot.state.load(Ordering::SeqCst) {
+                PENDING => {
+                    inner.ending = Ending::Raw(Raw::Cancelled);
+                    slot.state.store(CANCELLED_QUIETLY, Ordering::SeqCst);
+                    true
+                }
+                CANCELLED | CANCELLED_QUIETLY => return Ok(true),
+                _ => false,
+            }
+        };
+        if cancelled {
+            slot.ring();
+            Self::tell(slf, None)?;
+        }
+        Ok(cancelled)
+    }
+
+    /// Calls `callback(future)` when the future is done: at once, in this thread, if it is; else on the
+    /// completion thread.
+    fn add_done_callback(slf: &Bound<'_, Self>, callback: Bound<'_, PyAny>) -> PyResult<()> {
+        let slot = &slf.get().slot;
+        let queued = {
+            let mut inner = slot.lock();
+            if slot.is_done() {
+                false
+            } else {
+                let observers = inner.observers.get_or_insert_default();
+                observers.callbacks.push(callback.clone().unbind());
+                observers.future.get_or_insert_with(|| slf.clone().into_any().unbind());
+                true
+            }
+        };
+        if queued {
+            return if slot.place.get().is_some() { completion::start(slf.py()) } else { Ok(()) };
+        }
+        run_callback(slf.py(), &callback, slf.as_any());
+        Ok(())
+    }
+
+    /// For futures that their user drives, as in the standard library.
+    fn set_running_or_notify_cancel(slf: &Bound<'_, Self>) -> PyResult<bool> {
+        let slot = &slf.get().slot;
+        match slot.state.load(Ordering::SeqCst) {
+            PENDING => {
+                slot.state.store(RUNNING, Ordering::SeqCst);
+                Ok(true)
+            }
+            CANCELLED_QUIETLY => {
+                slot.state.store(CANCELLED, Ordering::SeqCst);
+                Self::tell(slf, Some("add_cancelled"))?;
+                Ok(false)
+            }
+            _ => Err(PyRuntimeError::new_err("Future in unexpected state")),
+        }
+    }
+
+    /// For futures that their user drives, as in the standard library.
+    fn set_result(slf: &Bound<'_, Self>, result: Py<PyAny>) -> PyResult<()> {
+        Self::finish(slf, Ending::Value(result), "add_result")
+    }
+
+    /// For futures that their user drives, as in the standard library.
+    fn set_exception(slf: &Bound<'_, Self>, exception: Py<PyAny>) -> PyResult<()> {
+        Self::finish(slf, Ending::Exception(exception), "add_exception")
+    }
+
+    #[getter(_state)]
+    fn state(&self) -> &'static str {
+        self.slot.state_name()
+    }
+
+    #[getter(_condition)]
+    fn condition(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        if let Some(known) = Self::observe(slf, |o| o.condition.as_ref().map(|c| c.clone_ref(py))) {
+            return Ok(known);
+        }
+        if slf.get().slot.place.get().is_some() {
+            completion::start(py)?;
+        }
+        let made = py.import("threading")?.call_method0("Condition")?.unbind();
+        Ok(Self::observe(slf, |o| o.condition.get_or_insert(made).clone_ref(py)))
+    }
+
+    #[getter(_waiters)]
+    fn waiters(slf: &Bound<'_, Self>) -> Py<PyList> {
+        let made = PyList::empty(slf.py()).unbind();
+        Self::observe(slf, |o| o.waiters.get_or_insert(made).clone_ref(slf.py()))
+    }
+
+    #[getter(_done_callbacks)]
+    fn done_callbacks(slf: &Bound<'_, Self>) -> Vec<Py<PyAny>> {
+        let inner = slf.get().slot.lock();
+        inner.observers.iter().flat_map(|o| &o.callbacks).map(|c| c.clone_ref(slf.py())).collect()
+    }
+
+    #[getter(_result)]
+    fn raw_result(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        if !self.slot.is_done() || self.cancelled() || self.slot.failed() {
+            return Ok(None);
+        }
+        Ok(self.slot.open(py)?.ok())
+    }
+
+    #[getter(_exception)]
+    fn raw_exception(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        if !self.slot.is_done() || self.cancelled() || !self.slot.failed() {
+            return Ok(None);
+        }
+        Ok(self.slot.open(py)?.err())
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let slot = &slf.get().slot;
+        let at = slf.as_ptr() as usize;
+        let name = slf.get_type().name()?;
+        let state = slot.state_name();
+        let shown = if state.starts_with("CANCELLED") { "cancelled".to_owned() } else { state.to_lowercase() };
+        // Without unpickling anything: a repr must not run user code that nobody asked for.
+        let ending = match &slot.lock().ending {
+            Ending::Value(value) => format!(" returned {}", value.bind(slf.py()).get_type().name()?),
+            Ending::Exception(exception) => format!(" raised {}", exception.bind(slf.py()).get_type().name()?),
+            _ => String::new(),
+        };
+        Ok(format!("<{name} at {at:#x} state={shown}{ending}>"))
+    }
+
+    fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+        // Whoever holds the lock now is not letting go of these objects either.
+        let Ok(inner) = self.slot.inner.try_lock() else { return Ok(()) };
+        if Arc::strong_count(&self.slot) > 1 {
+            // The engine holds the slot as well: what hangs on it is reachable from there.
+            return Ok(());
+        }
+        match &inner.ending {
+            Ending::Value(object) | Ending::Exception(object) => visit.call(object)?,
+            _ => {}
+        }
+        if let Some(observers) = &inner.observers {
+            visit.call(&observers.future)?;
+            visit.call(&observers.condition)?;
+            visit.call(&observers.waiters)?;
+            for callback in &observers.callbacks {
+                visit.call(callback)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let (ending, observers) = {
+            let mut inner = self.slot.lock();
+            (std::mem::take(&mut inner.ending), inner.observers.take())
+        };
+        drop((ending, observers));
+    }
+}
+
+impl FutureCore {
+    fn finish(slf: &Bound<'_, Self>, ending: Ending, method: &str) -> PyResult<()> {
+        let slot = &slf.get().slot;
+        let refused = {
+            let mut inner = slot.lock();
+            let refused = slot.is_done() || slot.place.get().is_some();
+            if !refused {
+                inner.ending = ending;
+                slot.state.store(FINISHED, Ordering::SeqCst);
+            }
+            refused
+        };
+        if refused {
+            let text = format!("{}: {}", slot.state_name(), slf.repr()?);
+            let error = slf.py().import("concurrent.futures")?.getattr("InvalidStateError")?.call1((text,))?;
+            return Err(PyErr::from_value(error));
+        }
+        slot.ring();
+        Self::tell(slf, Some(method))
+    }
+
+    /// For futures that their user drives: tells whoever looks on, in the caller.
+    fn tell(slf: &Bound<'_, Self>, method: Option<&str>) -> PyResult<()> {
+        let py = slf.py();
+        let (condition, waiters, callbacks) = {
+            let mut inner = slf.get().slot.lock();
+            let Some(observers) = &mut inner.observers else { return Ok(()) };
+            observers.future = None;
+            (
+                observers.condition.as_ref().map(|c| c.clone_ref(py)),
+                observers.waiters.as_ref().map(|w| w.clone_ref(py)),
+                std::mem::take(&mut observers.callbacks),
+            )
+        };
+        if let Some(condition) = condition {
+            condition.call_method0(py, "acquire")?;
+            if let (Some(waiters), Some(method)) = (&waiters, method) {
+                for waiter in waiters.bind(py).iter() {
+                    waiter.call_method1(method, (slf,))?;
+                }
+            }
+            condition.call_method0(py, "notify_all")?;
+            condition.call_method0(py, "release")?;
+        }
+        for callback in callbacks {
+            run_callback(py, callback.bind(py), slf.as_any());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,70 @@
+//! The binding: converts, releases the interpreter lock, maps errors; nothing else.
+//!
+//! * [`executor`]: one executor: calls in, lane threads.
+//! * [`future`]: the Rust half of a future; [`completion`]: who announces ends.
+//! * [`map`]: reading inputs, yielding results in order.
+//! * [`codec`], [`raw`]: how values travel, and how ends arrive.
+//! * [`definition`]: functions and classes named by number.
+//! * [`worker`]: the loops of template and worker processes.
+//! * [`cli`]: the commands.
+
+mod cli;
+mod codec;
+mod completion;
+mod definition;
+mod executor;
+mod future;
+mod map;
+mod raw;
+mod worker;
+
+use pyo3::prelude::*;
+use rightlane_runtime::CpuBudget;
+use rightlane_runtime::sys::spawn::Program;
+use std::ffi::CString;
+
+/// Says how to start the template: path, arguments, environment (`NAME=value`), as bytes.
+#[pyfunction]
+fn set_template_program(path: Vec<u8>, argv: Vec<Vec<u8>>, env: Vec<Vec<u8>>) -> PyResult<()> {
+    let strings = |list: Vec<Vec<u8>>| list.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
+    let program = Program { path: CString::new(path)?, argv: strings(argv)?, env: strings(env)? };
+    rightlane_runtime::set_program(program);
+    Ok(())
+}
+
+/// From now on templates run `site` before they fork.
+#[pyfunction]
+fn want_site() {
+    rightlane_runtime::want_site();
+}
+
+/// CPUs by affinity, the tightest quota in CPUs or None, and how many workers that makes.
+#[pyfunction]
+fn cpu_budget() -> (u32, Option<f64>, u32) {
+    let budget = CpuBudget::read();
+    (budget.affinity, budget.quota, budget.workers())
+}
+
+/// The compiled half of Rightlane; `rightlane._native` alone imports it.
+#[pymodule]
+mod _core {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::{
+        cli::{cli_main, compare},
+        completion::{run_completions, stop_completions},
+        cpu_budget,
+        definition::PyDefinition,
+        executor::{PyEngine, after_fork_in_child, after_fork_in_parent, any_open, before_fork, begin_exit},
+        future::FutureCore,
+        map::MapResults,
+        set_template_program, want_site,
+        worker::{WorkerSeat, serve_template, serve_worker},
+    };
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

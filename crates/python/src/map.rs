@@ -1,0 +1,705 @@
+//! Maps: reading the input, keeping the ends, yielding them in order.
+//!
+//! Three objects share a map. [`MapState`] keeps what has ended and is not yielded; the engine writes to it.
+//! [`Feed`] reads the user's input, always in a thread of the user's, never in one of ours. [`MapResults`] is
+//! the iterator that the user holds.
+//!
+//! The input is read at the call: all of it where its length is known, else as far as the window lets it; the
+//! rest as results are yielded, and by `shutdown(wait=True)` (rule 1). Items are serialised as they are read, and
+//! handed to the engine in growing blocks, so that workers begin while the reading goes on.
+
+use crate::codec;
+use crate::executor::{
+    Executor, Lane, Local, LocalItems, Ticket, as_serialization_error, call_item, is_unsendable, lock, local_call,
+    record, shape, write_item,
+};
+use crate::future::{deadline_after, function_name};
+use crate::raw::{Raw, cancelled_error};
+use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use rightlane_runtime::sys::futex::{self, Scope, Waited};
+use rightlane_runtime::{Block, CallId, Definition, End, Plan, Remote};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How far an input of unknown length is read ahead of the iteration (rule 1).
+pub(crate) const READ_AHEAD_ITEMS: usize = 10_000;
+
+/// Blocks grow from the first to the last of these sizes.
+const FIRST_BLOCK_ITEMS: usize = 16;
+const MOST_BLOCK_ITEMS: usize = 16 * 1024;
+const MOST_BLOCK_BYTES: usize = 1024 * 1024;
+
+#[derive(Debug)]
+enum Entry {
+    Pending,
+    Raw(Raw),
+    Value(Py<PyAny>),
+    Exception(Py<PyAny>),
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    entries: VecDeque<Entry>,
+    /// Which item the first entry is.
+    first: u64,
+    /// Items that have ended.
+    ended: u64,
+    /// Items read.
+    read: u64,
+    /// Items that did not go the way of the others, in order: the engine counts the others only.
+    aside: Vec<u64>,
+    /// Nobody will ask any more.
+    discard: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct MapState {
+    kept: Mutex<Kept>,
+    bell: AtomicU32,
+    waiting: AtomicU32,
+    function: Py<PyAny>,
+}
+
+impl MapState {
+    fn new(function: Py<PyAny>) -> MapState {
+        MapState { kept: Mutex::default(), bell: AtomicU32::new(0), waiting: AtomicU32::new(0), function }
+    }
+
+    pub(crate) fn name(&self, py: Python<'_>) -> String {
+        function_name(self.function.bind(py))
+    }
+
+    /// The engine reports the end of an item that went the way of most; it counts those only.
+    pub(crate) fn settle_remote(&self, item: u64, end: End<'_>) {
+        self.put(Entry::Raw(Raw::new(end)), |kept| {
+            // `aside[j] - j` is how many of the engine's items come before the j-th one set aside.
+            let (mut low, mut high) = (0, kept.aside.len());
+            while low < high {
+                let j = low + (high - low) / 2;
+                if kept.aside[j] - j as u64 <= item { low = j + 1 } else { high = j }
+            }
+            item + low as u64
+        });
+    }
+
+    /// The engine reports the end of this item.
+    pub(crate) fn settle(&self, at: u64, end: End<'_>) {
+        self.put(Entry::Raw(Raw::new(end)), |_| at);
+    }
+
+    /// A lane thread reports the end of this item.
+    pub(crate) fn settle_local(&self, at: u64, outcome: Result<Py<PyAny>, Py<PyAny>>) {
+        let entry = match outcome {
+            Ok(value) => Entry::Value(value),
+            Err(exception) => Entry::Exception(exception),
+        };
+        self.put(entry, |_| at);
+    }
+
+    fn put(&self, entry: Entry, place: impl FnOnce(&Kept) -> u64) {
+        let mut kept = lock(&self.kept);
+        kept.ended += 1;
+        let at = place(&kept);
+        let index = at.checked_sub(kept.first).map(|index| index as usize);
+        let dropped = if kept.discard {
+            Some(entry)
+        } else if let Some(slot) = index.and_then(|index| kept.entries.get_mut(index)) {
+            *slot = entry;
+            None
+        } else {
+            Some(entry)
+        };
+        drop(kept);
+        drop(dropped);
+        self.ring();
+    }
+
+    fn ring(&self) {
+        self.bell.fetch_add(1, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            futex::wake(&self.bell, u32::MAX, Scope::Private);
+        }
+    }
+
+    /// In a forked child: what has not ended is cancelled.
+    pub(crate) fn cancel_in_child(&self) {
+        let mut kept = lock(&self.kept);
+        for entry in &mut kept.entries {
+            if let Entry::Pending = entry {
+                *entry = Entry::Raw(Raw::Cancelled);
+            }
+        }
+        kept.ended = kept.read;
+    }
+
+    /// Makes room for one more item; returns its number.
+    fn add(&self, entry: Entry) -> u64 {
+        let mut kept = lock(&self.kept);
+        let at = kept.read;
+        kept.read += 1;
+        if !matches!(entry, Entry::Pending) {
+            kept.ended += 1;
+        }
+        if !kept.discard {
+            kept.entries.push_back(entry);
+        }
+        at
+    }
+
+    fn set_aside(&self, at: u64) {
+        lock(&self.kept).aside.push(at);
+    }
+
+    fn unended(&self) -> u64 {
+        let kept = lock(&self.kept);
+        kept.read - kept.ended
+    }
+
+    fn unyielded(&self) -> u64 {
+        let kept = lock(&self.kept);
+        kept.read - kept.first
+    }
+
+    fn discard(&self) {
+        let dropped = {
+            let mut kept = lock(&self.kept);
+            kept.discard = true;
+            kept.first = kept.read;
+            std::mem::take(&mut kept.entries)
+        };
+        drop(dropped);
+    }
+
+    /// Moves the ends that are next in order, at most so many.
+    fn take_ready(&self, into: &mut VecDeque<Entry>, most: usize) {
+        let mut kept = lock(&self.kept);
+        for _ in 0..most {
+            match kept.entries.front() {
+                None | Some(Entry::Pending) => break,
+                Some(_) => {
+                    into.extend(kept.entries.pop_front());
+                    kept.first += 1;
+                }
+            }
+        }
+    }
+
+    fn wait(&self, py: Python<'_>, deadline: Option<Instant>, ready: impl Fn(&Kept) -> bool) -> PyResult<bool> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let waited = loop {
+            let seen = self.bell.load(Ordering::SeqCst);
+            if ready(&lock(&self.kept)) {
+                break Ok(true);
+            }
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                break Ok(false);
+            }
+            let waited = py.detach(|| futex::wait(&self.bell, seen, left, Scope::Private));
+            if waited == Waited::Interrupted {
+                if let Err(error) = py.check_signals() {
+                    break Err(error);
+                }
+            }
+        };
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        waited
+    }
+}
+
+/// How a map's items run.
+#[derive(Debug)]
+enum Way {
+    Inline,
+    Remote { definition: Arc<Definition>, fall_back: bool, call: Option<CallId>, block: Block },
+    Local { local: Arc<Local>, call: Option<CallId>, count: u64 },
+    /// The function can't be sent: every item ends with this.
+    Refused(Py<PyAny>),
+}
+
+/// A map's input, and where it goes.
+#[derive(Debug)]
+pub(crate) struct Source {
+    iterator: Py<PyAny>,
+    function: Py<PyAny>,
+    spread: bool,
+    chunk_items: Option<u64>,
+    way: Way,
+    block_items: usize,
+}
+
+impl Source {
+    pub(crate) fn new(
+        lane: Lane,
+        function: &Bound<'_, PyAny>,
+        iterator: Bound<'_, PyAny>,
+        spread: bool,
+        chunk_items: Option<u64>,
+    ) -> PyResult<Source> {
+        let py = function.py();
+        let local = || {
+            let items = Mutex::new(LocalItems::default());
+            let local = Arc::new(Local::Map { function: function.clone().unbind(), spread, items });
+            Way::Local { local, call: None, count: 0 }
+        };
+        let way = match lane {
+            Lane::Inline => Way::Inline,
+            Lane::Thread => local(),
+            Lane::Process | Lane::Auto => match record(function) {
+                Ok(definition) => {
+                    Way::Remote { definition, fall_back: lane == Lane::Auto, call: None, block: Block::new() }
+                }
+                Err(error) if is_unsendable(py, &error) && lane == Lane::Auto => local(),
+                Err(error) if is_unsendable(py, &error) => {
+                    Way::Refused(as_serialization_error(py, error, &function_name(function))?)
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(Source {
+            iterator: iterator.unbind(),
+            function: function.clone().unbind(),
+            spread,
+            chunk_items,
+            way,
+            block_items: FIRST_BLOCK_ITEMS,
+        })
+    }
+
+    /// Takes in one item.
+    fn push(&mut self, feed: &Feed, item: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = item.py();
+        let state = &feed.state;
+        match &mut self.way {
+            Way::Inline => {
+                let outcome = call_item(self.function.bind(py), item, self.spread);
+                state.add(match outcome {
+                    Ok(value) => Entry::Value(value),
+                    Err(exception) => Entry::Exception(exception),
+                });
+            }
+            Way::Refused(exception) => {
+                state.add(Entry::Exception(exception.clone_ref(py)));
+            }
+            Way::Local { local, count, .. } => {
+                let Local::Map { items, .. } = &**local else { return Err(crate::raw::bug("a map without items")) };
+                lock(items).push(item.clone().unbind());
+                state.add(Entry::Pending);
+                *count += 1;
+                if *count as usize >= self.block_items {
+                    self.flush(feed, py)?;
+                }
+            }
+            Way::Remote { block, fall_back, .. } => match write_item(item, "item", block) {
+                Ok(()) => {
+                    state.add(Entry::Pending);
+                    if block.len() >= self.block_items || block.row_bytes() >= MOST_BLOCK_BYTES {
+                        self.flush(feed, py)?;
+                    }
+                }
+                Err(error) if is_unsendable(py, &error) => {
+                    // This item alone goes its own way.
+                    let fall_back = *fall_back;
+                    if fall_back {
+                        let at = state.add(Entry::Pending);
+                        state.set_aside(at);
+                        let function = self.function.bind(py);
+                        let local = if self.spread {
+                            local_call(function, item.cast::<PyTuple>()?, None)
+                        } else {
+                            local_call(function, &PyTuple::new(py, [item])?, None)
+                        };
+                        let ticket = Ticket::MapItem(state.clone(), at);
+                        feed.executor.submit_local(py, local, 1, ticket, Plan::default())?;
+                    } else {
+                        let exception = as_serialization_error(py, error, &state.name(py))?;
+                        let at = state.add(Entry::Exception(exception));
+                        state.set_aside(at);
+                    }
+                }
+                Err(error) => return Err(error),
+            },
+        }
+        Ok(())
+    }
+
+    /// Hands what has been read to the engine.
+    fn flush(&mut self, feed: &Feed, py: Python<'_>) -> PyResult<()> {
+        self.block_items = (self.block_items * 2).min(MOST_BLOCK_ITEMS);
+        let plan = Plan { chunk_items: self.chunk_items, open: true };
+        match &mut self.way {
+            Way::Inline | Way::Refused(_) => {}
+            Way::Local { local, call, count } => {
+                let count = std::mem::take(count);
+                match *call {
+                    Some(call) => feed.executor.extend_local(py, call, count)?,
+                    None => {
+                        let ticket = Ticket::Map(feed.state.clone());
+                        let made = feed.executor.submit_local(py, local.clone(), count, ticket, plan)?;
+                        *call = Some(made);
+                        feed.set_call(made);
+                    }
+                }
+            }
+            Way::Remote { definition, call, block, .. } => {
+                let items = std::mem::take(block);
+                match *call {
+                    Some(call) => feed.executor.engine.extend_remote(call, items),
+                    None => {
+                        feed.executor.refresh_world(py)?;
+                        let shape = if self.spread { shape::SPREAD } else { shape::ONE };
+                        let remote = Remote { function: definition.clone(), shape, items };
+                        let ticket = Ticket::Map(feed.state.clone());
+                        let made = feed.executor.submit_remote(py, remote, ticket, plan)?;
+                        *call = Some(made);
+                        feed.set_call(made);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn has_unflushed(&self) -> usize {
+        match &self.way {
+            Way::Inline | Way::Refused(_) => 0,
+            Way::Local { count, .. } => *count as usize,
+            Way::Remote { block, .. } => block.len(),
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    pub(crate) state: Arc<MapState>,
+    executor: Arc<Executor>,
+    /// Taken out by whoever reads: the user's iterator may run anything, and no lock is held meanwhile.
+    source: Mutex<Option<Source>>,
+    call: Mutex<Option<CallId>>,
+    /// How the reading ended, if it did: with the input's own exception, or well.
+    ended: Mutex<Option<Option<Py<PyAny>>>>,
+    exhausted: AtomicBool,
+    /// Reads on at shutdown: only where the user set no window.
+    open_ended: bool,
+}
+
+impl Feed {
+    fn set_call(&self, call: CallId) {
+        *lock(&self.call) = Some(call);
+    }
+
+    /// Whether `shutdown(wait=True)` is to read it to its end.
+    pub(crate) fn is_open_ended(&self) -> bool {
+        self.open_ended && !self.is_exhausted()
+    }
+
+    fn is_exhausted(&self) -> bool {
+        self.exhausted.load(Ordering::SeqCst)
+    }
+
+    /// Reads at most `most` items.
+    fn read(&self, py: Python<'_>, most: usize) -> PyResult<()> {
+        if most == 0 || self.is_exhausted() {
+            return Ok(());
+        }
+        // Somebody else is reading: what they read serves us as well.
+        let Some(mut source) = lock(&self.source).take() else { return Ok(()) };
+        let iterator = source.iterator.clone_ref(py).into_bound(py);
+        let outcome = (|| {
+            for _ in 0..most {
+                match read_next(&iterator) {
+                    Ok(Some(item)) => source.push(self, &item)?,
+                    Ok(None) => return Ok(Some(None)),
+                    Err(error) => return Ok(Some(Some(error.into_value(py).into_any()))),
+                }
+                if self.is_exhausted() {
+                    return Ok(None);
+                }
+            }
+            Ok(None)
+        })();
+        // Hand over what is read, unless the engine has plenty to do still: then in larger blocks.
+        let unflushed = source.has_unflushed();
+        let at_end = !matches!(outcome, Ok(None));
+        if unflushed > 0 && (at_end || unflushed * 8 >= self.state.unended() as usize) {
+            source.flush(self, py)?;
+        }
+        match outcome {
+            Ok(None) => {
+                *lock(&self.source) = Some(source);
+                Ok(())
+            }
+            Ok(Some(end)) => {
+                self.end(end);
+                Ok(())
+            }
+            Err(error) => {
+                self.end(None);
+                Err(error)
+            }
+        }
+    }
+
+    /// Hands everything read to the engine, because somebody is about to wait for it.
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(mut source) = lock(&self.source).take() else { return Ok(()) };
+        let flushed = if source.has_unflushed() > 0 { source.flush(self, py) } else { Ok(()) };
+        *lock(&self.source) = Some(source);
+        flushed
+    }
+
+    /// Nothing more will be read.
+    fn end(&self, with: Option<Py<PyAny>>) {
+        lock(&self.ended).get_or_insert(with);
+        self.exhausted.store(true, Ordering::SeqCst);
+        if let Some(call) = *lock(&self.call) {
+            self.executor.engine.close_call(call);
+        }
+        self.executor.remove_feed(self);
+        self.state.ring();
+    }
+
+    /// The executor ends what is not begun.
+    pub(crate) fn cut_off(&self) {
+        self.end(None);
+        drop(lock(&self.source).take());
+    }
+
+    /// The executor takes no more: a map with a window of its own ends where it is, with an error.
+    pub(crate) fn end_with_executor(self: &Arc<Feed>) {
+        // Of an open-ended one, the iterator goes on reading, if somebody still holds it.
+        let abandoned = Arc::strong_count(self) <= 2;
+        if !self.open_ended || abandoned {
+            let error = Python::attach(|py| {
+                let text = "the executor was shut down before the input of this map was read to its end";
+                PyRuntimeError::new_err(text).into_value(py).into_any()
+            });
+            self.end(Some(error));
+        }
+    }
+
+    /// Reads to the end of the input, never more than the read-ahead beyond what has ended.
+    pub(crate) fn read_to_end(&self, py: Python<'_>) -> PyResult<()> {
+        while !self.is_exhausted() {
+            let room = READ_AHEAD_ITEMS.saturating_sub(self.state.unended() as usize);
+            if room == 0 || lock(&self.source).is_none() {
+                self.flush(py)?;
+                let most = (READ_AHEAD_ITEMS / 2) as u64;
+                let seen_exhausted = self.is_exhausted();
+                if seen_exhausted {
+                    break;
+                }
+                self.state.wait(py, Some(Instant::now() + Duration::from_millis(100)), |kept| {
+                    kept.read - kept.ended <= most
+                })?;
+                py.check_signals()?;
+                continue;
+            }
+            self.read(py, room)?;
+        }
+        Ok(())
+    }
+
+    /// Cancels what is not begun.
+    fn cancel(&self) {
+        self.end(None);
+        if let Some(call) = *lock(&self.call) {
+            self.executor.engine.abandon(call);
+        }
+        drop(lock(&self.source).take());
+        self.state.discard();
+    }
+}
+
+fn read_next<'py>(iterator: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    use pyo3::types::PyIterator;
+    iterator.cast::<PyIterator>()?.clone().next().transpose()
+}
+
+impl Executor {
+    fn extend_local(self: &Arc<Executor>, py: Python<'_>, call: CallId, count: u64) -> PyResult<()> {
+        self.engine.extend_local(call, count);
+        self.start_threads(py)
+    }
+
+    fn submit_remote(
+        self: &Arc<Executor>,
+        py: Python<'_>,
+        remote: Remote,
+        ticket: Ticket,
+        plan: Plan,
+    ) -> PyResult<CallId> {
+        self.engine.submit_remote(remote, ticket, plan).map_err(|error| self.submit_error(py, error))
+    }
+}
+
+/// What `Executor.map` returns: yields results in the order of the input.
+#[pyclass(module = "rightlane._core")]
+#[derive(Debug)]
+pub(crate) struct MapResults {
+    feed: Arc<Feed>,
+    ready: VecDeque<Entry>,
+    window: usize,
+    deadline: Option<Instant>,
+    started: bool,
+    finished: bool,
+}
+
+impl MapResults {
+    pub(crate) fn start(
+        py: Python<'_>,
+        executor: Arc<Executor>,
+        function: &Bound<'_, PyAny>,
+        source: Source,
+        sized: bool,
+        window: Option<usize>,
+        timeout: Option<f64>,
+    ) -> PyResult<MapResults> {
+        let deadline = deadline_after(timeout)?;
+        let feed = Arc::new(Feed {
+            state: Arc::new(MapState::new(function.clone().unbind())),
+            executor: executor.clone(),
+            source: Mutex::new(Some(source)),
+            call: Mutex::new(None),
+            ended: Mutex::new(None),
+            exhausted: AtomicBool::new(false),
+            open_ended: window.is_none(),
+        });
+        executor.add_feed(feed.clone());
+        let first = match window {
+            Some(window) => window,
+            None if sized => usize::MAX,
+            None => READ_AHEAD_ITEMS,
+        };
+        let read = feed.read(py, first).and_then(|()| feed.flush(py));
+        // An input that raises at once raises here, as it would in the standard library.
+        let raised = match &*lock(&feed.ended) {
+            Some(Some(exception)) => Some(exception.clone_ref(py)),
+            _ => None,
+        };
+        let error = read.err().or_else(|| raised.map(|exception| PyErr::from_value(exception.into_bound(py))));
+        if let Some(error) = error {
+            feed.cancel();
+            return Err(error);
+        }
+        let window = window.unwrap_or(READ_AHEAD_ITEMS);
+        Ok(MapResults { feed, ready: VecDeque::new(), window, deadline, started: false, finished: false })
+    }
+
+    fn stop(&mut self) {
+        self.finished = true;
+        self.feed.cancel();
+        let ready = std::mem::take(&mut self.ready);
+        drop(ready);
+    }
+
+    fn next(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let feed = self.feed.clone();
+        let state = &feed.state;
+        loop {
+            if let Some(entry) = self.ready.pop_front() {
+                if !feed.is_exhausted() {
+                    let held = state.unyielded() as usize + self.ready.len();
+                    feed.read(py, self.window.saturating_sub(held).min(64))?;
+                }
+                return self.open(py, entry).map(Some);
+            }
+            // With a window of its own a map holds no more than that, taken or not.
+            let most = if feed.open_ended || feed.is_exhausted() { 1024 } else { 1 };
+            state.take_ready(&mut self.ready, most);
+            if !self.ready.is_empty() {
+                continue;
+            }
+            if feed.is_exhausted() && state.unyielded() == 0 {
+                self.finished = true;
+                let ended = lock(&feed.ended).take();
+                return match ended {
+                    Some(Some(exception)) => Err(PyErr::from_value(exception.into_bound(py))),
+                    _ => Ok(None),
+                };
+            }
+            let room = self.window.saturating_sub(state.unyielded() as usize);
+            if !feed.is_exhausted() && room > 0 && lock(&feed.source).is_some() {
+                feed.read(py, room)?;
+                feed.flush(py)?;
+                continue;
+            }
+            feed.flush(py)?;
+            let ready = |kept: &Kept| {
+                !matches!(kept.entries.front(), Some(Entry::Pending)) && (!kept.entries.is_empty() || feed.is_exhausted())
+            };
+            if !state.wait(py, self.deadline, ready)? {
+                return Err(PyTimeoutError::new_err(()));
+            }
+        }
+    }
+
+    fn open(&self, py: Python<'_>, entry: Entry) -> PyResult<Py<PyAny>> {
+        let raised = match entry {
+            Entry::Value(value) => return Ok(value),
+            Entry::Exception(exception) => exception,
+            Entry::Raw(Raw::Answer { flavor: crate::raw::flavor::RETURNED, bytes }) if !bytes.as_slice().is_empty()
+                && bytes.as_slice()[0] != codec::PICKLE =>
+            {
+                return Ok(codec::decode(py, bytes.as_slice())?.unbind());
+            }
+            Entry::Raw(Raw::Cancelled) => return Err(cancelled_error(py)),
+            Entry::Raw(raw) => {
+                let executor = &self.feed.executor;
+                let opened = raw.open(py, &self.feed.state.name(py), |why| executor.breakage_error(py, why));
+                match opened {
+                    Ok(value) => return Ok(value),
+                    Err(exception) => exception,
+                }
+            }
+            Entry::Pending => return Err(crate::raw::bug("a pending item was taken as ready")),
+        };
+        Err(PyErr::from_value(raised.into_bound(py)))
+    }
+}
+
+#[pymethods]
+impl MapResults {
+    fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        if self.finished {
+            return Ok(None);
+        }
+        self.started = true;
+        let next = self.next(py);
+        if next.is_err() {
+            self.stop();
+        }
+        next
+    }
+
+    /// Cancels what has not begun and ends the iteration.
+    fn close(&mut self) {
+        if !self.finished {
+            self.stop();
+        }
+    }
+}
+
+impl Drop for MapResults {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        if self.started {
+            // Dropping a partly iterated map cancels the rest (rule 1).
+            self.feed.cancel();
+        } else {
+            self.feed.state.discard();
+        }
+    }
+}

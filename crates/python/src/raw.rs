@@ -1,0 +1,140 @@
+//! The end of an item as the engine delivers it: bytes that nobody has unpickled yet.
+
+use crate::codec;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use rightlane_runtime::{AnswerBytes, Breakage, End, Exit, Loss};
+
+/// What the flavor of an answer says; written by the worker half, read by the engine half.
+pub(crate) mod flavor {
+    /// The function returned; a value.
+    pub(crate) const RETURNED: u8 = 0;
+    /// The function raised; packed by `rightlane._remote`.
+    pub(crate) const RAISED: u8 = 1;
+    /// Something could not be pickled or unpickled; a tuple of message and path.
+    pub(crate) const UNSENDABLE: u8 = 2;
+}
+
+/// Bytes, small ones in place.
+#[derive(Debug)]
+pub(crate) enum Bytes {
+    Small { len: u8, bytes: [u8; 22] },
+    Large { bytes: Vec<u8>, skip: usize },
+}
+
+impl Bytes {
+    fn new(answer: AnswerBytes<'_>) -> Bytes {
+        let slice = answer.as_slice();
+        if slice.len() <= 22 {
+            let mut bytes = [0; 22];
+            bytes[..slice.len()].copy_from_slice(slice);
+            return Bytes::Small { len: slice.len() as u8, bytes };
+        }
+        let (bytes, skip) = answer.into_owned();
+        Bytes::Large { bytes, skip }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        match self {
+            Bytes::Small { len, bytes } => &bytes[..usize::from(*len)],
+            Bytes::Large { bytes, skip } => &bytes[*skip..],
+        }
+    }
+}
+
+/// How an item ended.
+#[derive(Debug)]
+pub(crate) enum Raw {
+    Answer { flavor: u8, bytes: Bytes },
+    Cancelled,
+    Lost(Loss),
+    Broken(Breakage),
+}
+
+impl Raw {
+    pub(crate) fn new(end: End<'_>) -> Raw {
+        match end {
+            End::Answer { flavor, bytes } => Raw::Answer { flavor, bytes: Bytes::new(bytes) },
+            End::Cancelled => Raw::Cancelled,
+            End::Lost(loss) => Raw::Lost(loss),
+            End::Broken(breakage) => Raw::Broken(breakage),
+        }
+    }
+
+    /// Whether the function returned: a flag on the wire, so nothing is unpickled to know it (rule 9).
+    pub(crate) fn is_success(&self) -> bool {
+        matches!(self, Raw::Answer { flavor: flavor::RETURNED, .. })
+    }
+
+    /// The value, or the exception to raise. `name` is what was running, for messages.
+    pub(crate) fn open(&self, py: Python<'_>, name: &str, breakage: impl FnOnce(Breakage) -> PyErr) -> Result<Py<PyAny>, Py<PyAny>> {
+        let opened = match self {
+            Raw::Answer { flavor: flavor::RETURNED, bytes } => match codec::decode(py, bytes.as_slice()) {
+                Ok(value) => return Ok(value.unbind()),
+                Err(error) => unreadable(py, name, error),
+            },
+            Raw::Answer { flavor: flavor::RAISED, bytes } => raised(py, bytes.as_slice()),
+            Raw::Answer { bytes, .. } => unsendable(py, bytes.as_slice()),
+            Raw::Cancelled => Err(cancelled_error(py)),
+            Raw::Lost(loss) => worker_lost(py, loss, name),
+            Raw::Broken(reason) => Err(breakage(*reason)),
+        };
+        Err(match opened {
+            Ok(exception) => exception,
+            Err(error) => error.into_value(py).into_any(),
+        })
+    }
+}
+
+fn raised(py: Python<'_>, packed: &[u8]) -> PyResult<Py<PyAny>> {
+    Ok(py.import("rightlane._remote")?.call_method1("unpack", (packed,))?.unbind())
+}
+
+fn unsendable(py: Python<'_>, bytes: &[u8]) -> PyResult<Py<PyAny>> {
+    let (message, path): (String, String) = codec::decode(py, bytes)?.extract()?;
+    serialization_error(py, &message, &path)
+}
+
+/// A `SerializationError`.
+pub(crate) fn serialization_error(py: Python<'_>, message: &str, path: &str) -> PyResult<Py<PyAny>> {
+    Ok(py.import("rightlane._errors")?.call_method1("SerializationError", (message, path))?.unbind())
+}
+
+fn unreadable(py: Python<'_>, name: &str, error: PyErr) -> PyResult<Py<PyAny>> {
+    let message = format!("the result of {name} cannot be unpickled here: {}", describe(py, &error));
+    let made = serialization_error(py, &message, "result")?;
+    made.setattr(py, "__cause__", error.into_value(py))?;
+    Ok(made)
+}
+
+/// An error in one line, as a traceback ends.
+pub(crate) fn describe(py: Python<'_>, error: &PyErr) -> String {
+    let kind = error.get_type(py).qualname().map_or_else(|_| "error".into(), |name| name.to_string());
+    match error.value(py).str() {
+        Ok(text) if !text.to_string_lossy().is_empty() => format!("{kind}: {}", text.to_string_lossy()),
+        _ => kind,
+    }
+}
+
+fn worker_lost(py: Python<'_>, loss: &Loss, name: &str) -> PyResult<Py<PyAny>> {
+    let (signal, code) = match loss.exit {
+        Exit::Signal(signal) => (Some(signal), None),
+        Exit::Code(code) => (None, Some(code)),
+        Exit::Unknown => (None, None),
+    };
+    let errors = py.import("rightlane._errors")?;
+    Ok(errors.call_method1("WorkerLost", (loss.pid.unwrap_or(0), signal, code, name, loss.attempt))?.unbind())
+}
+
+/// The standard `concurrent.futures.CancelledError` (rule 11).
+pub(crate) fn cancelled_error(py: Python<'_>) -> PyErr {
+    match py.import("concurrent.futures").and_then(|module| module.getattr("CancelledError")?.call0()) {
+        Ok(error) => PyErr::from_value(error),
+        Err(error) => error,
+    }
+}
+
+/// An invariant of this crate that turned out not to hold.
+pub(crate) fn bug(what: &str) -> PyErr {
+    PyRuntimeError::new_err(format!("rightlane: {what}; please report this"))
+}

@@ -1,0 +1,317 @@
+//! The inside of template and worker processes: the loops that their interpreters run.
+//!
+//! In a worker, one thread runs this loop and every task. The Python half of what it does (the caller's world,
+//! definitions, exceptions) is `rightlane._worker`.
+
+use crate::codec;
+use crate::executor::{call_item, one_line, shape};
+use crate::raw::flavor;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+use rightlane_runtime::nursery::{Interpreter, Nursery, Seat};
+use rightlane_runtime::sys::futex::Waited;
+use rightlane_runtime::sys::process::{exit_now, forked};
+use rightlane_runtime::worker::{Desk, Message, Piece, WorkerError};
+use std::collections::HashMap;
+use std::io;
+use std::time::Instant;
+
+/// Bytes that an answer's head takes; the client's bytes follow.
+const HEAD_BYTES: usize = rightlane_runtime::wire::AnswerHead::BYTES;
+
+/// A worker's place, handed from the template's loop to the worker's.
+#[pyclass(module = "rightlane._core")]
+#[derive(Debug)]
+pub(crate) struct WorkerSeat {
+    seat: Option<Seat>,
+}
+
+struct PythonInterpreter<'py> {
+    fork: Bound<'py, PyAny>,
+    run_site: Bound<'py, PyAny>,
+}
+
+impl Interpreter for PythonInterpreter<'_> {
+    fn fork(&mut self) -> io::Result<i32> {
+        let pid = self.fork.call0().and_then(|pid| pid.extract());
+        pid.map_err(|error| {
+            let errno = error.value(self.fork.py()).getattr("errno").and_then(|errno| errno.extract());
+            errno.map_or_else(|_| io::Error::other("fork"), io::Error::from_raw_os_error)
+        })
+    }
+
+    fn run_site(&mut self) -> bool {
+        self.run_site.call0().and_then(|fit| fit.extract()).unwrap_or(false)
+    }
+}
+
+/// The template's life. Returns None when it is over, and a seat in each worker that it forks.
+#[pyfunction]
+pub(crate) fn serve_template(fork: Bound<'_, PyAny>, run_site: Bound<'_, PyAny>) -> PyResult<Option<WorkerSeat>> {
+    let mut nursery = Nursery::open()?;
+    let seat = nursery.run(&mut PythonInterpreter { fork, run_site });
+    // Dropped in the worker as well: none of the template's descriptors stay open there.
+    drop(nursery);
+    Ok(seat.map(|seat| WorkerSeat { seat: Some(seat) }))
+}
+
+/// The worker's life: returns when it is asked to retire.
+#[pyfunction]
+pub(crate) fn serve_worker(py: Python<'_>, seat: &Bound<'_, WorkerSeat>, hooks: Bound<'_, PyAny>) -> PyResult<bool> {
+    let Some(seat) = seat.borrow_mut().seat.take() else {
+        return Err(PyRuntimeError::new_err("this seat is taken"));
+    };
+    let desk = Desk::sit(seat).map_err(broken)?;
+    let hooks = Hooks {
+        boot: hooks.getattr("boot")?,
+        define: hooks.getattr("define")?,
+        forget: hooks.getattr("forget")?,
+        resolve: hooks.getattr("resolve")?,
+        pack: hooks.getattr("pack")?,
+        dumps: hooks.getattr("dumps")?,
+        unreadable: hooks.getattr("unreadable")?,
+        flush: hooks.getattr("flush")?,
+        take_notices: hooks.getattr("take_notices")?,
+    };
+    Worker { py, desk, hooks, functions: HashMap::new(), answer: Vec::new() }.run()
+}
+
+fn broken(error: WorkerError) -> PyErr {
+    PyRuntimeError::new_err(error.to_string())
+}
+
+/// What the loop asks of Python; see `rightlane._worker`.
+struct Hooks<'py> {
+    boot: Bound<'py, PyAny>,
+    define: Bound<'py, PyAny>,
+    forget: Bound<'py, PyAny>,
+    resolve: Bound<'py, PyAny>,
+    pack: Bound<'py, PyAny>,
+    dumps: Bound<'py, PyAny>,
+    unreadable: Bound<'py, PyAny>,
+    flush: Bound<'py, PyAny>,
+    take_notices: Bound<'py, PyAny>,
+}
+
+struct Worker<'py> {
+    py: Python<'py>,
+    desk: Desk,
+    hooks: Hooks<'py>,
+    /// Functions that have been resolved, by definition.
+    functions: HashMap<u64, Bound<'py, PyAny>>,
+    /// Room for an answer's head, then its bytes; kept for its capacity.
+    answer: Vec<u8>,
+}
+
+impl<'py> Worker<'py> {
+    /// True: retire in good order. False: end without further ado.
+    fn run(&mut self) -> PyResult<bool> {
+        let mut booted = false;
+        loop {
+            match self.next_message()? {
+                Message::Boot { world, initializer } => {
+                    booted = true;
+                    if !self.boot(&world, initializer)? {
+                        return Ok(false);
+                    }
+                }
+                Message::Define { id, bytes } => {
+                    self.hooks.define.call1((id, bytes))?;
+                }
+                Message::Forget { id } => {
+                    self.functions.remove(&id);
+                    self.hooks.forget.call1((id,))?;
+                }
+                Message::Piece(piece) => self.run_piece(piece)?,
+                Message::Retire => return Ok(booted),
+            }
+        }
+    }
+
+    fn next_message(&mut self) -> PyResult<Message> {
+        loop {
+            if let Some(message) = self.desk.try_next().map_err(broken)? {
+                return Ok(message);
+            }
+            let desk = &mut self.desk;
+            if self.py.detach(|| desk.wait()) == Waited::Interrupted {
+                self.py.check_signals()?;
+            }
+        }
+    }
+
+    fn boot(&mut self, world: &[u8], initializer: Option<(u64, Vec<u8>)>) -> PyResult<bool> {
+        self.hooks.boot.call1((world,))?;
+        self.desk.started().map_err(broken)?;
+        if let Some((id, arguments)) = initializer {
+            let outcome = self.call(id, shape::SPREAD, &arguments);
+            self.flush();
+            let raised = match outcome {
+                Ok(_) => None,
+                Err(Failed::Raised(error)) => Some(error),
+                Err(Failed::Unreadable(error)) => Some(error),
+            };
+            if let Some(error) = raised {
+                let packed: Vec<u8> = self.hooks.pack.call1((error.value(self.py),))?.extract()?;
+                self.desk.initializer_raised(&packed).map_err(broken)?;
+                return Ok(false);
+            }
+        }
+        self.desk.ready().map_err(broken)?;
+        self.tell_notices();
+        Ok(true)
+    }
+
+    fn run_piece(&mut self, mut piece: Piece) -> PyResult<()> {
+        let begun = Instant::now();
+        let head = piece.head;
+        for item in 0..head.items {
+            // Before anything that belongs to the item is unpickled: user code may run there (rule 8).
+            if !self.desk.claim(head.seq, item) {
+                return self.desk.skipped(head.seq, item).map_err(broken);
+            }
+            let Some(bytes) = piece.next_item() else {
+                return Err(PyRuntimeError::new_err("a piece is shorter than its head says"));
+            };
+            let flavor = self.run_item(head.function, head.shape, bytes);
+            if forked() {
+                // The task forked and came back in the child: the answer is its parent's to give.
+                self.flush();
+                exit_now(0);
+            }
+            let last = item + 1 == head.items;
+            if last {
+                // Flushed after each task (rule 14); within a piece, whatever wrote asked for it.
+                self.flush();
+            }
+            self.tell_notices();
+            let now_ns = begun.elapsed().as_nanos() as u64;
+            self.publish(head.seq, item, flavor, last.then_some(now_ns))?;
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, seq: u64, item: u32, flavor: u8, busy_ns: Option<u64>) -> PyResult<()> {
+        let now_ns = rightlane_runtime::sys::now().0;
+        let mut bytes = std::mem::take(&mut self.answer);
+        {
+            let mut answer = self.desk.answer(seq, item, flavor, busy_ns, &mut bytes);
+            while !self.desk.publish(&mut answer, now_ns).map_err(broken)? {
+                let desk = &mut self.desk;
+                if self.py.detach(|| desk.wait_for_room()) == Waited::Interrupted {
+                    self.py.check_signals()?;
+                }
+            }
+        }
+        // A large answer's memory goes back; a small one's is kept.
+        if bytes.capacity() <= 1024 * 1024 {
+            self.answer = bytes;
+        }
+        Ok(())
+    }
+
+    /// Runs one item and leaves its outcome in `answer`; returns the flavor.
+    fn run_item(&mut self, function: u64, shape: u32, bytes: &[u8]) -> u8 {
+        let py = self.py;
+        let outcome = self.call(function, shape, bytes);
+        self.answer.clear();
+        self.answer.resize(HEAD_BYTES, 0);
+        let raised = match outcome {
+            Ok(value) => match self.write_value(&value) {
+                Ok(()) => return flavor::RETURNED,
+                Err(error) => return self.write_unsendable(&error, "result"),
+            },
+            Err(Failed::Raised(error)) => error,
+            Err(Failed::Unreadable(error)) => return self.write_unsendable(&error, ""),
+        };
+        // `pack` never raises; should it do so all the same, the worker is at its end.
+        match self.hooks.pack.call1((raised.value(py),)).and_then(|packed| packed.extract::<Vec<u8>>()) {
+            Ok(packed) => {
+                self.answer.extend_from_slice(&packed);
+                flavor::RAISED
+            }
+            Err(error) => self.write_unsendable(&error, "exception"),
+        }
+    }
+
+    fn call(&mut self, function: u64, shape: u32, bytes: &[u8]) -> Result<Bound<'py, PyAny>, Failed> {
+        let py = self.py;
+        let function = match self.functions.get(&function) {
+            Some(function) => function.clone(),
+            None => {
+                let resolved = self.hooks.resolve.call1((function,)).map_err(Failed::Unreadable)?;
+                self.functions.insert(function, resolved.clone());
+                resolved
+            }
+        };
+        let argument = codec::decode(py, bytes).map_err(Failed::Unreadable)?;
+        let called = match shape {
+            shape::ONE => call_item(&function, &argument, false),
+            shape::SPREAD => call_item(&function, &argument, true),
+            _ => {
+                let (args, kwargs): (Bound<'_, PyTuple>, Option<Bound<'_, PyDict>>) =
+                    argument.extract().map_err(Failed::Unreadable)?;
+                crate::executor::call(&function, &args, kwargs.as_ref())
+            }
+        };
+        called
+            .map(|value| value.into_bound(py))
+            .map_err(|exception| Failed::Raised(PyErr::from_value(exception.into_bound(py))))
+    }
+
+    fn write_value(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
+        if codec::encode_scalar(value, &mut self.answer) {
+            return Ok(());
+        }
+        self.answer.push(codec::PICKLE);
+        match codec::plain_pickle(value) {
+            Ok(pickle) if !codec::mentions_main(pickle.as_bytes()) => {
+                self.answer.extend_from_slice(pickle.as_bytes());
+            }
+            _ => {
+                let pickle = self.hooks.dumps.call1((value,))?;
+                self.answer.extend_from_slice(pickle.extract()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Something could not be pickled or unpickled: that is this item's end, and nobody else's.
+    fn write_unsendable(&mut self, error: &PyErr, what: &str) -> u8 {
+        let py = self.py;
+        self.answer.truncate(HEAD_BYTES);
+        let told = self.hooks.unreadable.call1((error.value(py), what));
+        let written = told.is_ok_and(|told| codec::encode_scalar(&told, &mut self.answer));
+        if !written {
+            self.answer.truncate(HEAD_BYTES);
+            let text = one_line(py, error);
+            if let Ok(fallback) = (text.chars().take(500).collect::<String>(), what).into_pyobject(py) {
+                codec::encode_scalar(fallback.as_any(), &mut self.answer);
+            }
+        }
+        flavor::UNSENDABLE
+    }
+
+    fn flush(&self) {
+        if let Err(error) = self.hooks.flush.call0() {
+            error.write_unraisable(self.py, None);
+        }
+    }
+
+    fn tell_notices(&mut self) {
+        // Almost always None.
+        if let Ok(notice) = self.hooks.take_notices.call0() {
+            if let Ok(bytes) = notice.extract::<Vec<u8>>() {
+                let _ = self.desk.notice(&bytes);
+            }
+        }
+    }
+}
+
+enum Failed {
+    /// The function raised.
+    Raised(PyErr),
+    /// The function or its arguments could not be unpickled.
+    Unreadable(PyErr),
+}

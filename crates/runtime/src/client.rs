@@ -1,0 +1,77 @@
+//! What the engine asks of whoever uses it. Python is the first client; nothing here knows it.
+
+use rightlane_core::{Breakage, Exit};
+use std::borrow::Cow;
+
+/// Who uses the engine: what work is to it, and where the ends of work go.
+///
+/// `settle` is called with the engine's lock held, on whichever thread noticed the end: it stores and
+/// wakes, and does nothing that could wait, run foreign code or call the engine.
+pub trait Client: Send + Sync + Sized + 'static {
+    /// What the client wants to see again when an item of a call ends.
+    type Ticket: Send + Sync + 'static;
+    /// What lane threads run; the engine only hands it over.
+    type Local: Send + Sync + 'static;
+
+    /// An item has come to its end. Called exactly once for each item.
+    fn settle(&self, ticket: &Self::Ticket, item: u64, end: End<'_>);
+
+    /// A worker tells the client something beside its answers.
+    fn notice(&self, bytes: &[u8]);
+
+    /// In a forked child: every item of the call that has not ended there is cancelled.
+    fn cancel_in_child(&self, ticket: &Self::Ticket);
+}
+
+/// How an item ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End<'a> {
+    /// The worker answered; flavor and bytes are the client's.
+    Answer { flavor: u8, bytes: AnswerBytes<'a> },
+    /// Cancelled before it was claimed.
+    Cancelled,
+    /// The worker died while it ran the item.
+    Lost(Loss),
+    /// The executor broke before the item ran.
+    Broken(Breakage),
+}
+
+/// The client's bytes in an answer: borrowed from the ring's reader where they were small, owned where
+/// they came in fragments, so that a large answer is not copied once more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnswerBytes<'a> {
+    message: Cow<'a, [u8]>,
+    skip: usize,
+}
+
+impl<'a> AnswerBytes<'a> {
+    pub(crate) fn new(message: Cow<'a, [u8]>, skip: usize) -> AnswerBytes<'a> {
+        AnswerBytes { message, skip }
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.message[self.skip..]
+    }
+
+    /// Keeps them: the bytes are what follows the first so many of the vector.
+    pub fn into_owned(self) -> (Vec<u8>, usize) {
+        match self.message {
+            Cow::Borrowed(message) => (message[self.skip..].to_vec(), 0),
+            Cow::Owned(message) => (message, self.skip),
+        }
+    }
+}
+
+/// What is known about a worker's death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// The worker's process, if it ever had one.
+    pub pid: Option<i32>,
+    /// How it ended.
+    pub exit: Exit,
+    /// Which attempt to run the item this was, counted from one.
+    pub attempt: u32,
+    /// Whether the user had asked for the workers to be killed.
+    pub killed_by_user: bool,
+}

@@ -1,0 +1,932 @@
+//! One executor: the pure scheduler wired to rings, processes and threads.
+//!
+//! All state lies under one lock, held for microseconds. Two kinds of threads come here: the user's,
+//! which submit, cancel and wait, and the hub's, which reads answers and supervises. A thread of the
+//! user takes the lock only while it holds its interpreter's lock (for Python), the hub's never holds
+//! that one; so neither can wait for the other. What a call held is dropped after the lock is
+//! released, because dropping may run foreign code.
+
+use crate::client::{AnswerBytes, Client, End, Loss};
+use crate::definition::Definition;
+use crate::hub::{self, ForkGuard, Member, Membership, lock};
+use crate::items::{Block, Items};
+use crate::link::Link;
+use crate::sys::futex::{self, Scope};
+use crate::wire::{AnswerHead, PieceHead, to_engine};
+use rightlane_core::event::{Action, Breakage, Claim, Event, Exit, Lane, Verdict};
+use rightlane_core::ids::IdMap;
+use rightlane_core::{CallId, CallSpec, Cancel, Config, Moment, PieceSeq, Port, Refused, Scheduler, WorkerId};
+use rustix::process::Signal;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+/// How long to wait for the template to say how a worker ended, once it is seen to have ended.
+const EXIT_STATUS_NS: u64 = 1_000_000_000;
+
+/// How many pieces may wait in a busy worker's ring.
+const PREFETCH: u32 = 1;
+
+/// What a call carries to worker processes.
+#[derive(Debug)]
+pub struct Remote {
+    /// What to call.
+    pub function: Arc<Definition>,
+    /// How the client's worker half reads the items.
+    pub shape: u32,
+    /// The first items.
+    pub items: Block,
+}
+
+/// How the items of a call come.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plan {
+    /// The user's own chunk size.
+    pub chunk_items: Option<u64>,
+    /// Whether more items may come.
+    pub open: bool,
+}
+
+/// What runs in each worker before its first task.
+#[derive(Debug)]
+pub struct Initializer {
+    /// What to call.
+    pub function: Arc<Definition>,
+    /// The client's bytes.
+    pub arguments: Box<[u8]>,
+    /// What the arguments refer to.
+    pub needs: Vec<Arc<Definition>>,
+}
+
+enum Body<C: Client> {
+    Remote { function: Arc<Definition>, shape: u32, items: Items },
+    Local(Arc<C::Local>),
+}
+
+struct Held<C: Client> {
+    ticket: Arc<C::Ticket>,
+    body: Body<C>,
+    abandoned: Arc<AtomicBool>,
+}
+
+/// Items of a call for a lane thread to run.
+pub struct ThreadPiece<C: Client> {
+    /// The call, to be named in [`ThreadDone`].
+    pub call: CallId,
+    /// Which of its items.
+    pub items: Range<u64>,
+    /// Whose they are.
+    pub ticket: Arc<C::Ticket>,
+    /// What to run.
+    pub local: Arc<C::Local>,
+    abandoned: Arc<AtomicBool>,
+}
+
+impl<C: Client> ThreadPiece<C> {
+    /// Whether the items not yet begun have been cancelled.
+    pub fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+}
+
+/// What a lane thread did with a piece.
+#[derive(Clone, Debug)]
+pub struct ThreadDone {
+    /// The call.
+    pub call: CallId,
+    /// How many items it ran and settled.
+    pub ran: u32,
+    /// What it stood back from.
+    pub rest: Range<u64>,
+    /// How long that took.
+    pub busy_ns: u64,
+}
+
+/// What a lane thread is to do next.
+pub enum ThreadNext<C: Client> {
+    /// Run this.
+    Run(ThreadPiece<C>),
+    /// Sleep on [`Engine::thread_bell`] while it holds this value, then ask again.
+    Wait(u32),
+    /// End.
+    End,
+}
+
+/// Why the executor is broken, in full.
+#[derive(Clone, Debug)]
+pub struct BreakageReport {
+    /// What happened.
+    pub breakage: Breakage,
+    /// What the initializer raised, as the worker packed it.
+    pub raised: Option<Vec<u8>>,
+    /// Why a process could not be made.
+    pub spawn_error: Option<String>,
+}
+
+struct State<C: Client> {
+    scheduler: Scheduler,
+    floor: Floor<C>,
+}
+
+/// Everything the scheduler's decisions act on.
+struct Floor<C: Client> {
+    links: BTreeMap<WorkerId, Link>,
+    calls: IdMap<CallId, Held<C>>,
+    membership: Option<Membership>,
+    world: Arc<[u8]>,
+    initializer: Option<Arc<Initializer>>,
+    raised: Option<Vec<u8>>,
+    spawn_error: Option<String>,
+    killed_by_user: bool,
+    drained: bool,
+
+    threads: VecDeque<ThreadPiece<C>>,
+    live_threads: u32,
+    idle_threads: u32,
+    /// Items of calls in the thread lane that have not ended: there are never more threads than these.
+    open_thread_calls: u64,
+
+    /// Links dropped in this round: a loss names the process.
+    departed: Vec<(WorkerId, Link)>,
+    /// News made while acting on decisions.
+    faults: Vec<Event>,
+    /// What to drop after the lock is released.
+    garbage: Vec<Held<C>>,
+    garbage_pieces: Vec<ThreadPiece<C>>,
+    threads_to_wake: u32,
+}
+
+impl<C: Client> Port for Floor<C> {
+    fn fit(&self, call: CallId, items: &Range<u64>) -> u64 {
+        match self.calls.get(&call).map(|held| &held.body) {
+            Some(Body::Remote { items: kept, .. }) => kept.fit(items),
+            Some(Body::Local(_)) | None => items.end - items.start,
+        }
+    }
+
+    fn revoke(&mut self, worker: WorkerId, seq: PieceSeq) -> Option<Claim> {
+        self.links.get(&worker)?.revoke(seq)
+    }
+}
+
+/// See the module.
+pub struct Engine<C: Client> {
+    client: C,
+    config: Config,
+    state: Mutex<State<C>>,
+    /// Changes whenever a lane thread may have something to do.
+    thread_bell: AtomicU32,
+    /// Changes when the executor has drained.
+    drained_bell: AtomicU32,
+    myself: Weak<Engine<C>>,
+}
+
+impl<C: Client> std::fmt::Debug for Engine<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl<C: Client> Floor<C> {
+    fn new(initializer: Option<Arc<Initializer>>) -> Floor<C> {
+        Floor {
+            links: BTreeMap::new(),
+            calls: IdMap::default(),
+            membership: None,
+            world: Arc::new([]),
+            initializer,
+            raised: None,
+            spawn_error: None,
+            killed_by_user: false,
+            drained: false,
+            threads: VecDeque::new(),
+            live_threads: 0,
+            idle_threads: 0,
+            open_thread_calls: 0,
+            departed: Vec::new(),
+            faults: Vec::new(),
+            garbage: Vec::new(),
+            garbage_pieces: Vec::new(),
+            threads_to_wake: 0,
+        }
+    }
+}
+
+impl<C: Client> Engine<C> {
+    /// An executor of at most `max_slots` started, unfinished tasks. Nothing is started yet.
+    pub fn new(client: C, max_slots: u32, initializer: Option<Initializer>) -> Arc<Engine<C>> {
+        let config = Config { max_slots, prefetch: PREFETCH };
+        let state = State {
+            scheduler: Scheduler::new(config.clone()),
+            floor: Floor::new(initializer.map(Arc::new)),
+        };
+        Arc::new_cyclic(|myself| Engine {
+            client,
+            config,
+            state: Mutex::new(state),
+            thread_bell: AtomicU32::new(0),
+            drained_bell: AtomicU32::new(0),
+            myself: myself.clone(),
+        })
+    }
+
+    /// The client.
+    pub fn client(&self) -> &C {
+        &self.client
+    }
+
+    /// Has the template started, so that it is up by the time the first task is.
+    pub fn prepare_processes(&self) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        self.join_hub(&mut state)
+    }
+
+    fn join_hub(&self, state: &mut State<C>) -> io::Result<()> {
+        if state.floor.membership.is_none()
+            && let Some(me) = self.myself.upgrade() {
+                state.floor.membership = Some(hub::join(me)?);
+            }
+        Ok(())
+    }
+
+    // ---- calls ---------------------------------------------------------------------------------
+
+    /// Accepts a call for worker processes.
+    pub fn submit_remote(&self, remote: Remote, ticket: C::Ticket, plan: Plan) -> Result<CallId, SubmitError> {
+        self.with(|engine, state| {
+            state.scheduler.accepts()?;
+            engine.join_hub(state)?;
+            let mut items = Items::default();
+            let count = remote.items.len() as u64;
+            items.extend(remote.items);
+            let body = Body::Remote { function: remote.function, shape: remote.shape, items };
+            engine.accept(state, Lane::Process, count, body, ticket, plan)
+        })
+    }
+
+    /// Accepts a call of `count` items for lane threads.
+    pub fn submit_local(
+        &self,
+        local: Arc<C::Local>,
+        count: u64,
+        ticket: C::Ticket,
+        plan: Plan,
+    ) -> Result<CallId, SubmitError> {
+        self.with(|engine, state| {
+            let id = engine.accept(state, Lane::Thread, count, Body::Local(local), ticket, plan)?;
+            state.floor.open_thread_calls += 1;
+            Ok(id)
+        })
+    }
+
+    fn accept(
+        &self,
+        state: &mut State<C>,
+        lane: Lane,
+        items: u64,
+        body: Body<C>,
+        ticket: C::Ticket,
+        plan: Plan,
+    ) -> Result<CallId, SubmitError> {
+        let spec = CallSpec { lane, chunk_items: plan.chunk_items, items, closed: !plan.open };
+        // The scheduler dispatches only afterwards, so the payload is in place in time.
+        let id = state.scheduler.open(&spec)?;
+        let held = Held { ticket: Arc::new(ticket), body, abandoned: Arc::new(AtomicBool::new(false)) };
+        state.floor.calls.insert(id, held);
+        Ok(id)
+    }
+
+    /// More items of an open call.
+    pub fn extend_remote(&self, call: CallId, block: Block) {
+        self.with(|_, state| {
+            let count = block.len() as u64;
+            if let Some(Held { body: Body::Remote { items, .. }, .. }) = state.floor.calls.get_mut(&call) {
+                items.extend(block);
+                state.scheduler.extend(call, count);
+            }
+        });
+    }
+
+    /// More items of an open call; what they are, the client keeps in its `Local`.
+    pub fn extend_local(&self, call: CallId, count: u64) {
+        self.with(|_, state| state.scheduler.extend(call, count));
+    }
+
+    /// No more items will come.
+    pub fn close_call(&self, call: CallId) {
+        self.with(|_, state| state.scheduler.close_call(call));
+    }
+
+    /// Cancels a call of one item; false if it has been claimed or has ended.
+    pub fn cancel(&self, call: CallId) -> bool {
+        self.with(|_, state| {
+            state.call_back_thread_pieces(Some(call));
+            state.scheduler.cancel(call, &mut state.floor) == Cancel::Cancelled
+        })
+    }
+
+    /// Cancels what is unclaimed of a call, and lets no more items in.
+    pub fn abandon(&self, call: CallId) {
+        self.with(|_, state| {
+            state.call_back_thread_pieces(Some(call));
+            if let Some(held) = state.floor.calls.get(&call) {
+                held.abandoned.store(true, Ordering::Relaxed);
+            }
+            state.scheduler.abandon(call, &mut state.floor);
+        });
+    }
+
+    /// Whether the single item of this call has been claimed and has not ended.
+    pub fn is_running(&self, call: CallId) -> bool {
+        let state = lock(&self.state);
+        if state.floor.threads.iter().any(|piece| piece.call == call) {
+            return false;
+        }
+        match state.scheduler.holder(call) {
+            Some((worker, held)) => {
+                let claim = state.floor.links.get(&worker).and_then(Link::claim);
+                state.scheduler.is_claimed(worker, held, claim)
+            }
+            None => state.scheduler.travelling(call) > 0,
+        }
+    }
+
+    /// Whether accepting a call for processes now would start a worker: then its world should be fresh.
+    pub fn would_spawn(&self) -> bool {
+        lock(&self.state).scheduler.would_spawn()
+    }
+
+    /// The caller's world, as workers forked from now on shall have it (rule 20).
+    pub fn set_world(&self, world: &[u8]) {
+        let mut state = lock(&self.state);
+        if *state.floor.world != *world {
+            state.floor.world = Arc::from(world);
+        }
+    }
+
+    // ---- lane threads --------------------------------------------------------------------------
+
+    /// Whether a lane thread should be started now; if so it is counted, and the caller starts it.
+    pub fn wants_thread(&self) -> bool {
+        let floor = &mut lock(&self.state).floor;
+        let useful = floor.open_thread_calls.min(u64::from(self.config.max_slots));
+        let wanted = u64::from(floor.live_threads) < useful && floor.idle_threads < floor.threads.len().max(1) as u32;
+        if wanted {
+            floor.live_threads += 1;
+        }
+        wanted
+    }
+
+    /// A thread that was counted could not be started, or has ended.
+    pub fn thread_ended(&self) {
+        let mut state = lock(&self.state);
+        state.floor.live_threads -= 1;
+    }
+
+    /// What a lane thread is to do, now that it is `done` with what it had.
+    pub fn thread_next(&self, done: Option<ThreadDone>) -> ThreadNext<C> {
+        self.with(|engine, state| {
+            if let Some(done) = done {
+                state.thread_piece_done(&done);
+            }
+            state.act(engine);
+            match state.floor.threads.pop_front() {
+                Some(piece) => ThreadNext::Run(piece),
+                None if state.floor.drained || state.scheduler.accepts().is_err() && !state.has_thread_work() => {
+                    ThreadNext::End
+                }
+                None => {
+                    state.floor.idle_threads += 1;
+                    ThreadNext::Wait(engine.thread_bell.load(Ordering::Relaxed))
+                }
+            }
+        })
+    }
+
+    /// A lane thread that was told to wait is back.
+    pub fn thread_back(&self) {
+        lock(&self.state).floor.idle_threads -= 1;
+    }
+
+    /// What lane threads sleep on.
+    pub fn thread_bell(&self) -> &AtomicU32 {
+        &self.thread_bell
+    }
+
+    /// A lane thread's initializer raised.
+    pub fn thread_initializer_raised(&self) {
+        self.with(|_, state| {
+            let _ = state.scheduler.handle(Event::ThreadInitializerRaised, crate::sys::now());
+        });
+    }
+
+    // ---- endings -------------------------------------------------------------------------------
+
+    /// Takes no more calls and lets what is accepted finish; `cancel` ends what is unclaimed instead, `kill`
+    /// ends the workers too.
+    pub fn shutdown(&self, cancel: bool, kill: bool) {
+        self.with(|_, state| {
+            if cancel || kill {
+                state.call_back_thread_pieces(None);
+                for held in state.floor.calls.values() {
+                    held.abandoned.store(true, Ordering::Relaxed);
+                }
+                state.scheduler.abandon_all(&mut state.floor);
+            }
+            if kill {
+                state.floor.killed_by_user = true;
+                state.scheduler.kill_all();
+            }
+            state.scheduler.close(crate::sys::now());
+        });
+        self.ring_threads(u32::MAX);
+        // Retiring workers have deadlines now.
+        if let Some(membership) = &lock(&self.state).floor.membership {
+            membership.wake();
+        }
+    }
+
+    /// Whether nothing is left: no call, no worker.
+    pub fn is_drained(&self) -> bool {
+        lock(&self.state).floor.drained
+    }
+
+    /// A word to sleep on until the executor has drained: changes then.
+    pub fn drained_bell(&self) -> &AtomicU32 {
+        &self.drained_bell
+    }
+
+    /// Whether the hub is still ending on behalf of this executor; if so, sleep on `hub_gone` while it is
+    /// zero.
+    pub fn hub_is_ending(&self) -> bool {
+        let membership = lock(&self.state).floor.membership.clone();
+        membership.is_some_and(|m| m.is_stopping() && m.gone().load(Ordering::Acquire) == 0)
+    }
+
+    /// Sleeps until the hub has ended, a signal arrives, or the time is over.
+    pub fn wait_for_hub(&self, timeout: Option<std::time::Duration>) -> futex::Waited {
+        let membership = lock(&self.state).floor.membership.clone();
+        match membership {
+            Some(m) => futex::wait(m.gone(), 0, timeout, Scope::Private),
+            None => futex::Waited::Woken,
+        }
+    }
+
+    /// Why the executor takes no more calls, if it doesn't.
+    pub fn refusal(&self) -> Option<Refused> {
+        lock(&self.state).scheduler.accepts().err()
+    }
+
+    /// All that is known about a breakage.
+    pub fn breakage(&self, breakage: Breakage) -> BreakageReport {
+        let floor = &lock(&self.state).floor;
+        BreakageReport { breakage, raised: floor.raised.clone(), spawn_error: floor.spawn_error.clone() }
+    }
+
+    /// The calls that have not ended and, where a worker holds them, its pid.
+    pub fn open_calls(&self) -> Vec<(Arc<C::Ticket>, Option<i32>)> {
+        let state = lock(&self.state);
+        let ids = state.scheduler.open_calls();
+        let open = ids.iter().filter_map(|id| {
+            let held = state.floor.calls.get(id)?;
+            let pid = state.scheduler.holder(*id).and_then(|(worker, _)| state.floor.links.get(&worker)?.pid);
+            Some((held.ticket.clone(), pid))
+        });
+        open.collect()
+    }
+
+    /// The pids of the workers that are there.
+    pub fn worker_pids(&self) -> Vec<i32> {
+        lock(&self.state).floor.links.values().filter_map(|link| link.pid).collect()
+    }
+
+    /// In a forked child: forgets workers and threads, ends every call as cancelled, and is ready for new
+    /// work, unless it had been shut down.
+    pub fn reset_in_child(&self) {
+        let old = {
+            let mut state = lock(&self.state);
+            let was_open = !matches!(state.scheduler.accepts(), Err(Refused::ShutDown));
+            let floor = Floor::new(state.floor.initializer.clone());
+            let mut fresh = State { scheduler: Scheduler::new(self.config.clone()), floor };
+            if !was_open {
+                fresh.scheduler.close(crate::sys::now());
+                fresh.floor.drained = true;
+            }
+            let open = state.scheduler.open_calls();
+            for id in open {
+                if let Some(held) = state.floor.calls.get(&id) {
+                    self.client.cancel_in_child(&held.ticket);
+                }
+            }
+            std::mem::replace(&mut *state, fresh)
+        };
+        drop(old);
+    }
+
+    // ---- the lock ------------------------------------------------------------------------------
+
+    /// Runs `change` under the lock, acts on what the scheduler decides, and drops the leftovers after.
+    fn with<R>(&self, change: impl FnOnce(&Engine<C>, &mut State<C>) -> R) -> R {
+        let mut state = lock(&self.state);
+        let result = change(self, &mut state);
+        self.finish(state);
+        result
+    }
+
+    fn finish(&self, mut state: MutexGuard<'_, State<C>>) {
+        state.act(self);
+        let garbage = std::mem::take(&mut state.floor.garbage);
+        let pieces = std::mem::take(&mut state.floor.garbage_pieces);
+        let to_wake = std::mem::take(&mut state.floor.threads_to_wake);
+        let leaving = if state.floor.drained { state.floor.membership.clone() } else { None };
+        drop(state);
+        self.ring_threads(to_wake);
+        if let Some(membership) = leaving {
+            membership.leave();
+            self.drained_bell.fetch_add(1, Ordering::Release);
+            futex::wake(&self.drained_bell, u32::MAX, Scope::Private);
+        }
+        drop(garbage);
+        drop(pieces);
+    }
+
+    fn ring_threads(&self, count: u32) {
+        if count > 0 {
+            self.thread_bell.fetch_add(1, Ordering::Relaxed);
+            futex::wake(&self.thread_bell, count, Scope::Private);
+        }
+    }
+}
+
+impl<C: Client> State<C> {
+    fn has_thread_work(&self) -> bool {
+        self.floor.open_thread_calls > 0
+    }
+
+    /// Takes back pieces that no thread has picked up yet, as if they had never been handed out.
+    fn call_back_thread_pieces(&mut self, call: Option<CallId>) {
+        let mut kept = VecDeque::new();
+        for piece in std::mem::take(&mut self.floor.threads) {
+            if call.is_none_or(|call| call == piece.call) {
+                let done = ThreadDone { call: piece.call, ran: 0, rest: piece.items.clone(), busy_ns: 0 };
+                self.thread_piece_done(&done);
+                self.floor.garbage_pieces.push(piece);
+            } else {
+                kept.push_back(piece);
+            }
+        }
+        self.floor.threads = kept;
+    }
+
+    fn thread_piece_done(&mut self, done: &ThreadDone) {
+        for _ in 0..done.ran {
+            self.scheduler.thread_answered(done.call);
+        }
+        self.scheduler.thread_skipped(done.call, done.rest.clone());
+        let event = Event::ThreadPieceDone { call: done.call, items: done.ran, busy_ns: done.busy_ns };
+        let _ = self.scheduler.handle(event, crate::sys::now());
+    }
+
+    /// Has the scheduler decide and carries its decisions out, until there are none.
+    fn act(&mut self, engine: &Engine<C>) {
+        let now = crate::sys::now();
+        let mut spare = Vec::new();
+        loop {
+            self.scheduler.dispatch(now, &mut self.floor);
+            let mut actions = self.scheduler.take_actions(spare);
+            if actions.is_empty() && self.floor.faults.is_empty() {
+                break;
+            }
+            for action in actions.drain(..) {
+                self.perform(engine, action);
+            }
+            spare = actions;
+            for fault in std::mem::take(&mut self.floor.faults) {
+                let _ = self.scheduler.handle(fault, now);
+            }
+        }
+        self.floor.departed.clear();
+    }
+
+    fn perform(&mut self, engine: &Engine<C>, action: Action) {
+        let floor = &mut self.floor;
+        match action {
+            Action::Spawn(worker) => {
+                if let Err(error) = floor.spawn(worker) {
+                    floor.spawn_error = Some(error.to_string());
+                    floor.faults.push(Event::SpawnFailed(worker));
+                }
+            }
+            Action::Send { worker, seq, call, items } => {
+                let (Some(link), Some(held)) = (floor.links.get_mut(&worker), floor.calls.get(&call)) else {
+                    return;
+                };
+                let Body::Remote { function, shape, items: kept } = &held.body else { return };
+                let Some(slice) = kept.slice(&items) else { return };
+                let count = (items.end - items.start) as u32;
+                let head = PieceHead { seq: seq.0, items: count, function: function.id(), shape: *shape };
+                if link.send_piece(head, function, slice).is_err() {
+                    self.scheduler.kill(worker);
+                }
+            }
+            Action::RunOnThread { call, items } => {
+                let Some(held) = floor.calls.get(&call) else { return };
+                let Body::Local(local) = &held.body else { return };
+                floor.threads.push_back(ThreadPiece {
+                    call,
+                    items,
+                    ticket: held.ticket.clone(),
+                    local: local.clone(),
+                    abandoned: held.abandoned.clone(),
+                });
+                floor.threads_to_wake += 1;
+            }
+            Action::Retire(worker) => {
+                if let Some(link) = floor.links.get_mut(&worker) {
+                    let _ = link.retire();
+                }
+            }
+            Action::Terminate(worker) => {
+                if let Some(link) = floor.links.get_mut(&worker) {
+                    link.kill(Signal::TERM);
+                }
+            }
+            Action::Kill(worker) => {
+                if let Some(link) = floor.links.get_mut(&worker) {
+                    link.kill(Signal::KILL);
+                }
+            }
+            Action::Drop(worker) => {
+                if let Some(link) = floor.links.remove(&worker) {
+                    if let Some(membership) = &floor.membership {
+                        membership.forget(link.pid, link.signal.as_fd());
+                    }
+                    floor.departed.push((worker, link));
+                }
+            }
+            Action::Settle { call, items, verdict } => {
+                let pid = match verdict {
+                    Verdict::Lost { worker, .. } => {
+                        floor.departed.iter().find(|(id, _)| *id == worker).and_then(|(_, link)| link.pid)
+                    }
+                    _ => None,
+                };
+                let Some(held) = floor.calls.get_mut(&call) else { return };
+                for item in items.clone() {
+                    let end = match verdict {
+                        Verdict::Cancelled => End::Cancelled,
+                        Verdict::Lost { exit, attempt, .. } => {
+                            End::Lost(Loss { pid, exit, attempt, killed_by_user: floor.killed_by_user })
+                        }
+                        Verdict::Broken(breakage) => End::Broken(breakage),
+                    };
+                    engine.client.settle(&held.ticket, item, end);
+                }
+                if let Body::Remote { items: kept, .. } = &mut held.body {
+                    kept.ended(items);
+                }
+            }
+            Action::CallDone(call) => {
+                if let Some(held) = floor.calls.remove(&call) {
+                    if let Body::Local(_) = held.body {
+                        floor.open_thread_calls -= 1;
+                        if self.scheduler.accepts().is_err() && floor.open_thread_calls == 0 {
+                            floor.threads_to_wake = u32::MAX;
+                        }
+                    }
+                    floor.garbage.push(held);
+                }
+            }
+            Action::Drained => {
+                floor.drained = true;
+                floor.threads_to_wake = u32::MAX;
+            }
+        }
+    }
+
+    /// Reads what one worker has said.
+    fn read(&mut self, engine: &Engine<C>, worker: WorkerId) {
+        let Some(mut link) = self.floor.links.remove(&worker) else { return };
+        let mut sane = true;
+        let read = link.read(|tag, message| sane = sane && self.hear(engine, worker, tag, message));
+        let flushed = link.flush();
+        self.floor.links.insert(worker, link);
+        if read.is_err() || flushed.is_err() || !sane {
+            // What it wrote is input; it is not one of ours any more (invariant 7).
+            self.scheduler.kill(worker);
+        }
+    }
+
+    /// One message of a worker. False if no well-behaved worker sends it.
+    fn hear(
+        &mut self,
+        engine: &Engine<C>,
+        worker: WorkerId,
+        tag: u32,
+        message: std::borrow::Cow<'_, [u8]>,
+    ) -> bool {
+        match tag & 0xff {
+            to_engine::ANSWER => {
+                let Some((head, _)) = AnswerHead::split(&message) else { return false };
+                let seq = PieceSeq(head.seq);
+                let Ok((call, place)) = self.scheduler.answered(worker, seq, head.item) else { return false };
+                if let Some(held) = self.floor.calls.get_mut(&call) {
+                    let flavor = (tag >> to_engine::FLAVOR_SHIFT) as u8;
+                    let bytes = AnswerBytes::new(message, AnswerHead::BYTES);
+                    engine.client.settle(&held.ticket, place, End::Answer { flavor, bytes });
+                    if let Body::Remote { items, .. } = &mut held.body {
+                        items.ended(place..place + 1);
+                    }
+                }
+                if tag & to_engine::LAST == 0 {
+                    return true;
+                }
+                let done = Event::PieceDone { worker, seq, busy_ns: head.busy_ns };
+                self.scheduler.handle(done, crate::sys::now()).is_ok()
+            }
+            to_engine::SKIPPED => {
+                let Some((head, _)) = AnswerHead::split(&message) else { return false };
+                let event = Event::Skipped { worker, seq: PieceSeq(head.seq), from: head.item };
+                self.scheduler.handle(event, crate::sys::now()).is_ok()
+            }
+            to_engine::STARTED => self.scheduler.handle(Event::Started(worker), crate::sys::now()).is_ok(),
+            to_engine::READY => self.scheduler.handle(Event::Ready(worker), crate::sys::now()).is_ok(),
+            to_engine::INITIALIZER_RAISED => {
+                self.floor.raised.get_or_insert_with(|| message.into_owned());
+                self.scheduler.handle(Event::InitializerRaised(worker), crate::sys::now()).is_ok()
+            }
+            to_engine::NOTICE => {
+                engine.client.notice(&message);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The process is gone, and everything it said has been read or never will be.
+    fn worker_gone(&mut self, engine: &Engine<C>, worker: WorkerId, exit: Exit) {
+        self.read(engine, worker);
+        let claim = self.floor.links.get(&worker).and_then(Link::claim);
+        let _ = self.scheduler.handle(Event::Gone { worker, exit, claim }, crate::sys::now());
+    }
+}
+
+impl<C: Client> Floor<C> {
+    fn spawn(&mut self, worker: WorkerId) -> io::Result<()> {
+        let membership = self.membership.as_ref().ok_or_else(|| io::Error::other("not a member of the hub"))?;
+        let mut link = Link::create()?;
+        if let Some(initializer) = &self.initializer {
+            link.define(&initializer.function);
+            for definition in &initializer.needs {
+                link.define(definition);
+            }
+            link.boot(&self.world, Some((&initializer.function, &initializer.arguments)));
+        } else {
+            link.boot(&self.world, None);
+        }
+        if let Some((tasks, answers)) = link.segments() {
+            membership.fork(worker, [tasks.as_fd(), answers.as_fd(), link.signal.as_fd()])?;
+        }
+        self.links.insert(worker, link);
+        Ok(())
+    }
+}
+
+impl<C: Client> Member for Engine<C> {
+    fn pump(&self) {
+        let mut state = lock(&self.state);
+        let talking: Vec<WorkerId> =
+            state.floor.links.iter().filter(|(_, link)| link.has_news()).map(|(id, _)| *id).collect();
+        if talking.is_empty() {
+            return;
+        }
+        for worker in talking {
+            state.read(self, worker);
+        }
+        self.finish(state);
+    }
+
+    fn prepare_sleep(&self) -> bool {
+        let mut state = lock(&self.state);
+        let mut busy = false;
+        for link in state.floor.links.values_mut() {
+            busy |= link.prepare_sleep();
+        }
+        busy
+    }
+
+    fn awake(&self) {
+        for link in lock(&self.state).floor.links.values() {
+            link.awake();
+        }
+    }
+
+    fn tick(&self, now: Moment) -> Option<Moment> {
+        let mut state = lock(&self.state);
+        let overdue = |link: &Link| link.dead_by.is_some_and(|by| by <= now);
+        let silent: Vec<WorkerId> =
+            state.floor.links.iter().filter(|(_, link)| overdue(link)).map(|(id, _)| *id).collect();
+        for worker in silent {
+            state.worker_gone(self, worker, Exit::Unknown);
+        }
+        state.scheduler.tick(now);
+        state.act(self);
+        let of_scheduler = state.scheduler.deadline();
+        let of_links = state.floor.links.values().filter_map(|link| link.dead_by).min();
+        self.finish(state);
+        of_scheduler.into_iter().chain(of_links).min()
+    }
+
+    fn forked(&self, worker: WorkerId, pid: i32, pidfd: OwnedFd) {
+        let mut state = lock(&self.state);
+        let Some(link) = state.floor.links.get_mut(&worker) else {
+            let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+            return;
+        };
+        if link.born(pid, pidfd).is_err() {
+            state.scheduler.kill(worker);
+        }
+        self.finish(state);
+    }
+
+    fn not_forked(&self, worker: WorkerId, why: String) {
+        let mut state = lock(&self.state);
+        state.floor.spawn_error = Some(why);
+        let _ = state.scheduler.handle(Event::SpawnFailed(worker), crate::sys::now());
+        self.finish(state);
+    }
+
+    fn template_died(&self, fit: bool) {
+        let mut state = lock(&self.state);
+        let unborn: Vec<WorkerId> =
+            state.floor.links.iter().filter(|(_, link)| link.pid.is_none()).map(|(id, _)| *id).collect();
+        let waiting_for_status: Vec<WorkerId> =
+            state.floor.links.iter().filter(|(_, link)| link.dead_by.is_some()).map(|(id, _)| *id).collect();
+        if !fit {
+            state.floor.spawn_error = Some("the template process ended before it was ready".into());
+        }
+        for worker in unborn {
+            if let Some(link) = state.floor.links.get_mut(&worker) {
+                link.stillborn();
+            }
+            let event = if fit { Event::Unborn(worker) } else { Event::SpawnFailed(worker) };
+            let _ = state.scheduler.handle(event, crate::sys::now());
+        }
+        for worker in waiting_for_status {
+            state.worker_gone(self, worker, Exit::Unknown);
+        }
+        // What these held is dispatched by the hub's next round, once there is a template again.
+    }
+
+    fn ended(&self, worker: WorkerId, template_lives: bool) {
+        let mut state = lock(&self.state);
+        if template_lives {
+            let by = crate::sys::now().after_ns(EXIT_STATUS_NS);
+            if let Some(link) = state.floor.links.get_mut(&worker) {
+                link.dead_by = Some(by);
+            }
+            return;
+        }
+        state.worker_gone(self, worker, Exit::Unknown);
+        self.finish(state);
+    }
+
+    fn exited(&self, worker: WorkerId, exit: Exit) {
+        let mut state = lock(&self.state);
+        state.worker_gone(self, worker, exit);
+        self.finish(state);
+    }
+
+    fn hand_over(&self, each: &mut dyn FnMut(i32, BorrowedFd<'_>)) {
+        for link in lock(&self.state).floor.links.values() {
+            if let (Some(pid), Some(pidfd)) = (link.pid, &link.pidfd) {
+                each(pid, pidfd.as_fd());
+            }
+        }
+    }
+}
+
+/// Why a call was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// The scheduler does not take it.
+    #[error("the executor takes no more work")]
+    Refused(Refused),
+    /// The hub or its template could not be started.
+    #[error("failed to start the template process: {0}")]
+    Os(#[from] io::Error),
+}
+
+impl From<Refused> for SubmitError {
+    fn from(refused: Refused) -> SubmitError {
+        SubmitError::Refused(refused)
+    }
+}
+
+/// In a forked child, after every engine was reset: forgets the hub.
+pub fn forked_child(guard: ForkGuard) {
+    hub::forget_in_child(guard);
+}

@@ -1,0 +1,453 @@
+//! The engine's one native thread, shared by all executors of the interpreter: it sleeps until
+//! something happens outside and then lets each executor look.
+//!
+//! It supervises the template and, by pidfd and deadline, every worker; it never takes the
+//! interpreter's lock (invariant 5) and blocks all signals. The hub lives as long as it has members;
+//! with the last one the template ends and then the thread, so that nothing is left.
+//!
+//! **Locks.** An executor's lock may be held while the hub's is taken, never the reverse: the hub
+//! thread lets go of its own before it calls a member. While the hub thread works it holds [`GATE`],
+//! which a fork of the user's process takes first: so no lock is held, and nothing half done, in
+//! the moment of a fork (invariant 6).
+
+use crate::sys::futex::{self, Scope};
+use crate::sys::process::block_all_signals;
+use crate::sys::spawn::Program;
+use crate::template::Template;
+use crate::wire::{FromTemplate, ToTemplate};
+use rightlane_core::{Exit, Moment, WorkerId};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// An executor, as the hub sees it.
+pub(crate) trait Member: Send + Sync {
+    /// Reads what workers have answered and acts on it.
+    fn pump(&self);
+    /// Announces to the workers that the hub is about to sleep. True if there is something to do first.
+    fn prepare_sleep(&self) -> bool;
+    /// Takes the announcement back.
+    fn awake(&self);
+    /// Acts on deadlines; returns the next.
+    fn tick(&self, now: Moment) -> Option<Moment>;
+    /// A worker's process is there.
+    fn forked(&self, worker: WorkerId, pid: i32, pidfd: OwnedFd);
+    /// A worker's process could not be made.
+    fn not_forked(&self, worker: WorkerId, why: String);
+    /// The template died; `fit` says whether it had ever been ready.
+    fn template_died(&self, fit: bool);
+    /// A worker's process has ended; how, the template will tell, if it lives.
+    fn ended(&self, worker: WorkerId, template_lives: bool);
+    /// A worker's process has ended like this.
+    fn exited(&self, worker: WorkerId, exit: Exit);
+    /// The living workers, for a new template to watch.
+    fn hand_over(&self, each: &mut dyn FnMut(i32, BorrowedFd<'_>));
+}
+
+/// Taken by the hub thread while it works, and by a fork of the user's process.
+static GATE: Mutex<()> = Mutex::new(());
+
+static HUB: Mutex<Option<Arc<Hub>>> = Mutex::new(None);
+
+/// How the template is started; set by the client before the first executor.
+static PROGRAM: Mutex<Option<Program>> = Mutex::new(None);
+
+/// Whether templates run `site` after they have started.
+static WANTS_SITE: Mutex<bool> = Mutex::new(false);
+
+const BELL: u64 = 0;
+const TEMPLATE_SOCKET: u64 = 1;
+const TEMPLATE_ENDED: u64 = 2;
+const SIGNAL: u64 = 3;
+/// Above this bit lie the pidfds of workers, by key.
+const WORKER_ENDED: u64 = 1 << 63;
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while a lock was held is a bug that has been reported already; the state machines under
+    // these locks are checked by their own assertions, so going on beats taking the user's process down.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says how to start a template. Takes effect at its next start.
+pub fn set_program(program: Program) {
+    *lock(&PROGRAM) = Some(program);
+}
+
+/// Whether a program has been set.
+pub fn has_program() -> bool {
+    lock(&PROGRAM).is_some()
+}
+
+/// From now on templates run `site`; a running one does so at once.
+pub fn want_site() {
+    if !std::mem::replace(&mut *lock(&WANTS_SITE), true) {
+        let hub = lock(&HUB).clone();
+        if let Some(hub) = hub
+            && let Some(template) = &mut lock(&hub.inner).template {
+                template.send(ToTemplate::RunSite, &[]);
+            }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Hub {
+    epoll: OwnedFd,
+    bell: OwnedFd,
+    inner: Mutex<Inner>,
+    /// Becomes one when the thread has ended and the template is gone.
+    gone: AtomicU32,
+}
+
+#[derive(Default)]
+struct Inner {
+    members: BTreeMap<u32, Arc<dyn Member>>,
+    next_member: u32,
+    template: Option<Template>,
+    /// Starting a template makes no sense until somebody asks again: the last one never got ready.
+    hopeless: bool,
+    pids: HashMap<i32, (u32, WorkerId)>,
+    stopping: bool,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("members", &self.members.len()).finish_non_exhaustive()
+    }
+}
+
+fn key(member: u32, worker: WorkerId) -> u64 {
+    // Members are numbered from zero, so the top bit stays free.
+    u64::from(member) << 32 | u64::from(worker.0)
+}
+
+fn unkey(key: u64) -> (u32, WorkerId) {
+    (((key & !WORKER_ENDED) >> 32) as u32, WorkerId(key as u32))
+}
+
+/// An executor's place in the hub.
+#[derive(Clone, Debug)]
+pub(crate) struct Membership {
+    hub: Arc<Hub>,
+    id: u32,
+}
+
+/// Makes an executor a member of the hub, which is started if need be, with its template.
+pub(crate) fn join(member: Arc<dyn Member>) -> io::Result<Membership> {
+    let mut slot = lock(&HUB);
+    if let Some(hub) = slot.as_ref() {
+        let mut inner = lock(&hub.inner);
+        if !inner.stopping {
+            let id = inner.admit(member);
+            drop(inner);
+            return Ok(Membership { hub: hub.clone(), id });
+        }
+    }
+    let hub = Hub::start()?;
+    let id = lock(&hub.inner).admit(member);
+    *slot = Some(hub.clone());
+    Ok(Membership { hub, id })
+}
+
+impl Inner {
+    fn admit(&mut self, member: Arc<dyn Member>) -> u32 {
+        let id = self.next_member;
+        self.next_member += 1;
+        self.members.insert(id, member);
+        id
+    }
+}
+
+impl Membership {
+    /// Has a process forked for this worker.
+    pub(crate) fn fork(&self, worker: WorkerId, descriptors: [BorrowedFd<'_>; 3]) -> io::Result<()> {
+        let mut inner = lock(&self.hub.inner);
+        inner.hopeless = false;
+        self.hub.ensure_template(&mut inner)?;
+        let data = EventData::new_u64(SIGNAL);
+        // Edge-triggered: each write is an event of its own, and nobody has to read.
+        epoll::add(&self.hub.epoll, descriptors[2], data, EventFlags::IN | EventFlags::ET)?;
+        if let Some(template) = &mut inner.template {
+            template.send(ToTemplate::Fork { key: key(self.id, worker) }, &descriptors);
+        }
+        Ok(())
+    }
+
+    /// The worker is gone: its signal is no longer waited for.
+    pub(crate) fn forget(&self, pid: Option<i32>, signal: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.hub.epoll, signal);
+        if let Some(pid) = pid {
+            lock(&self.hub.inner).pids.remove(&pid);
+        }
+    }
+
+    /// Has the hub thread look at everything anew.
+    pub(crate) fn wake(&self) {
+        self.hub.wake();
+    }
+
+    /// Leaves. The last one to leave ends the hub.
+    pub(crate) fn leave(&self) {
+        let mut inner = lock(&self.hub.inner);
+        inner.members.remove(&self.id);
+        if inner.members.is_empty() {
+            inner.stopping = true;
+        }
+        drop(inner);
+        self.hub.wake();
+    }
+
+    /// The word that becomes one when the hub has ended; zero for ever while it has members.
+    pub(crate) fn gone(&self) -> &AtomicU32 {
+        &self.hub.gone
+    }
+
+    /// Whether the hub is ending or has ended.
+    pub(crate) fn is_stopping(&self) -> bool {
+        lock(&self.hub.inner).stopping
+    }
+}
+
+impl Hub {
+    fn start() -> io::Result<Arc<Hub>> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+        let bell = rustix::event::eventfd(0, flags)?;
+        epoll::add(&epoll, &bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
+        let hub = Arc::new(Hub { epoll, bell, inner: Mutex::default(), gone: AtomicU32::new(0) });
+        hub.ensure_template(&mut lock(&hub.inner))?;
+        let own = hub.clone();
+        std::thread::Builder::new().name("rightlane-hub".into()).spawn(move || own.run())?;
+        Ok(hub)
+    }
+
+    fn wake(&self) {
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+    }
+
+    fn ensure_template(&self, inner: &mut Inner) -> io::Result<()> {
+        if inner.template.is_some() || inner.hopeless || inner.stopping {
+            return Ok(());
+        }
+        let program = lock(&PROGRAM).clone();
+        let program = program.ok_or_else(|| io::Error::other("no template program is set"))?;
+        let mut template = Template::start(&program)?;
+        let (socket, pidfd) = (&template.socket, &template.pidfd);
+        epoll::add(&self.epoll, socket, EventData::new_u64(TEMPLATE_SOCKET), EventFlags::IN)?;
+        let once = EventFlags::IN | EventFlags::ONESHOT;
+        epoll::add(&self.epoll, pidfd, EventData::new_u64(TEMPLATE_ENDED), once)?;
+        if *lock(&WANTS_SITE) {
+            template.send(ToTemplate::RunSite, &[]);
+        }
+        inner.template = Some(template);
+        Ok(())
+    }
+
+    fn members(&self) -> Vec<(u32, Arc<dyn Member>)> {
+        lock(&self.inner).members.iter().map(|(id, member)| (*id, member.clone())).collect()
+    }
+
+    fn member(&self, id: u32) -> Option<Arc<dyn Member>> {
+        lock(&self.inner).members.get(&id).cloned()
+    }
+
+    fn run(&self) {
+        block_all_signals();
+        let mut events = Vec::with_capacity(64);
+        loop {
+            let timeout = {
+                let _gate = lock(&GATE);
+                let members = self.members();
+                if members.is_empty() && lock(&self.inner).stopping {
+                    break;
+                }
+                let now = crate::sys::now();
+                let deadline = members.iter().filter_map(|(_, member)| member.tick(now)).min();
+                let mut busy = false;
+                for (_, member) in &members {
+                    busy |= member.prepare_sleep();
+                }
+                match deadline {
+                    _ if busy => Some(0),
+                    None => None,
+                    Some(at) => Some(at.0.saturating_sub(now.0)),
+                }
+            };
+            let timeout = timeout.map(|ns| rustix::event::Timespec {
+                tv_sec: (ns / 1_000_000_000) as i64,
+                tv_nsec: (ns % 1_000_000_000) as i64,
+            });
+            events.clear();
+            let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref());
+            let _gate = lock(&GATE);
+            for (_, member) in self.members() {
+                member.awake();
+                member.pump();
+            }
+            for event in &events {
+                match event.data.u64() {
+                    BELL | SIGNAL => {}
+                    TEMPLATE_SOCKET => self.hear_template(),
+                    TEMPLATE_ENDED => self.template_ended(),
+                    ended => {
+                        let (member, worker) = unkey(ended);
+                        let template_lives = lock(&self.inner).template.is_some();
+                        if let Some(member) = self.member(member) {
+                            member.ended(worker, template_lives);
+                        }
+                    }
+                }
+            }
+        }
+        self.end_template();
+        self.gone.store(1, Ordering::Release);
+        futex::wake(&self.gone, u32::MAX, Scope::Private);
+    }
+
+    fn hear_template(&self) {
+        loop {
+            let received = {
+                let mut inner = lock(&self.inner);
+                let Some(template) = &mut inner.template else { return };
+                template.flush();
+                match template.receive() {
+                    Ok(Some((FromTemplate::Ready, _))) => {
+                        template.ready = true;
+                        continue;
+                    }
+                    Ok(Some(received)) => received,
+                    Ok(None) => return,
+                    // It is our own program: whatever it says that we can't read, it is broken.
+                    Err(_) => return template.kill(),
+                }
+            };
+            match received {
+                (FromTemplate::Forked { key, pid }, descriptors) => {
+                    if let Some(pidfd) = descriptors.into_iter().next() {
+                        self.forked(key, pid, pidfd);
+                    }
+                }
+                (FromTemplate::NotForked { key, errno }, _) => {
+                    let (member, worker) = unkey(key);
+                    if let Some(member) = self.member(member) {
+                        let why = format!("fork: {}", io::Error::from_raw_os_error(errno));
+                        member.not_forked(worker, why);
+                    }
+                }
+                (FromTemplate::Exited { pid, status, .. }, _) => {
+                    let Some((member, worker)) = lock(&self.inner).pids.remove(&pid) else { continue };
+                    if let Some(member) = self.member(member) {
+                        member.exited(worker, exit_of(status));
+                    }
+                }
+                (FromTemplate::Spoiled, _) => {
+                    // Workers run `site` themselves where they need it; a fresh template does without.
+                    *lock(&WANTS_SITE) = false;
+                    if let Some(template) = &lock(&self.inner).template {
+                        template.kill();
+                    }
+                }
+                (FromTemplate::Ready, _) => {}
+            }
+        }
+    }
+
+    fn forked(&self, key: u64, pid: i32, pidfd: OwnedFd) {
+        let (id, worker) = unkey(key);
+        let member = {
+            let mut inner = lock(&self.inner);
+            inner.pids.insert(pid, (id, worker));
+            inner.members.get(&id).cloned()
+        };
+        let once = EventFlags::IN | EventFlags::ONESHOT;
+        let watched = epoll::add(&self.epoll, &pidfd, EventData::new_u64(WORKER_ENDED | key), once);
+        match member {
+            Some(member) if watched.is_ok() => member.forked(worker, pid, pidfd),
+            // Nobody waits for it any more, or it can't be supervised.
+            _ => {
+                let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+                if let Some(member) = member {
+                    member.not_forked(worker, "a worker's process can't be watched".into());
+                }
+            }
+        }
+    }
+
+    fn template_ended(&self) {
+        // What it said last counts.
+        self.hear_template();
+        let fit = {
+            let mut inner = lock(&self.inner);
+            let Some(template) = inner.template.take() else { return };
+            template.reap();
+            let _ = epoll::delete(&self.epoll, &template.socket);
+            inner.hopeless = !template.ready;
+            template.ready
+        };
+        for (_, member) in self.members() {
+            member.template_died(fit);
+        }
+        let mut inner = lock(&self.inner);
+        if inner.members.is_empty() || self.ensure_template(&mut inner).is_err() {
+            return;
+        }
+        drop(inner);
+        for (_, member) in self.members() {
+            member.hand_over(&mut |pid, pidfd| {
+                if let Some(template) = &mut lock(&self.inner).template {
+                    template.send(ToTemplate::Watch { pid }, &[pidfd]);
+                }
+            });
+        }
+    }
+
+    /// Asks the template to end and sees to it.
+    fn end_template(&self) {
+        let Some(mut template) = lock(&self.inner).template.take() else { return };
+        template.send(ToTemplate::Quit, &[]);
+        let mut fds = [rustix::event::PollFd::new(&template.pidfd, rustix::event::PollFlags::IN)];
+        let grace = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+        let _ = rustix::event::poll(&mut fds, Some(&grace));
+        if fds[0].revents().is_empty() {
+            template.kill();
+            let _ = rustix::event::poll(&mut [rustix::event::PollFd::new(&template.pidfd, rustix::event::PollFlags::IN)], None);
+        }
+        template.reap();
+    }
+}
+
+fn exit_of(status: i32) -> Exit {
+    use std::os::unix::process::ExitStatusExt;
+    let status = std::process::ExitStatus::from_raw(status);
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Code(code),
+        (None, Some(signal)) => Exit::Signal(signal),
+        (None, None) => Exit::Unknown,
+    }
+}
+
+/// Holds off the hub thread while the user's process is forked.
+#[derive(Debug)]
+pub struct ForkGuard {
+    _gate: MutexGuard<'static, ()>,
+}
+
+/// To be called before the user's process is forked. In the parent, drop what it returns; in the
+/// child, hand it to [`forked_child`].
+pub fn before_fork() -> ForkGuard {
+    ForkGuard { _gate: lock(&GATE) }
+}
+
+/// In a forked child: there is no hub here, and its descriptors are closed.
+pub(crate) fn forget_in_child(guard: ForkGuard) {
+    if let Some(hub) = lock(&HUB).take() {
+        let inner = std::mem::take(&mut *lock(&hub.inner));
+        drop(inner);
+        // The hub thread does not exist here, but its reference does: close what it would have.
+        crate::sys::process::close_now([hub.epoll.as_fd(), hub.bell.as_fd()]);
+        std::mem::forget(hub);
+    }
+    drop(guard);
+}

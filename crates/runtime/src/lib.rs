@@ -1,0 +1,36 @@
+//! The engine against the operating system.
+//!
+//! The core decides; this crate does: it maps rings, starts the template, supervises workers, and
+//! hands ends of work to a [`Client`]. It knows nothing of Python: what a task is, the client knows.
+//!
+//! * [`engine`]: one executor.
+//! * [`hub`]: the one native thread, shared by all executors.
+//! * `link`: the engine's end of one worker; [`worker`]: the worker's own.
+//! * `template`: the engine's side of the template process; [`nursery`]: its inside.
+//! * [`items`], [`definition`]: serialised work, and what it refers to.
+//! * [`wire`]: what messages say.
+//! * [`budget`]: how many CPUs there are.
+//! * [`sys`]: the operating system, one file per mechanism.
+
+pub mod budget;
+pub mod client;
+pub mod definition;
+pub mod engine;
+pub mod hub;
+pub mod items;
+mod link;
+pub mod nursery;
+pub mod sys;
+mod template;
+pub mod wire;
+pub mod worker;
+
+pub use budget::CpuBudget;
+pub use client::{AnswerBytes, Client, End, Loss};
+pub use definition::Definition;
+pub use engine::{
+    BreakageReport, Engine, Initializer, Plan, Remote, SubmitError, ThreadDone, ThreadNext, ThreadPiece, forked_child,
+};
+pub use hub::{ForkGuard, before_fork, has_program, set_program, want_site};
+pub use items::Block;
+pub use rightlane_core::{Breakage, CallId, Exit, Refused};

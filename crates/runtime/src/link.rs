@@ -1,0 +1,270 @@
+//! The engine's end of one worker: its rings, its process, what it knows.
+//!
+//! A link exists from the moment a worker is wanted. Work may be written for it before its process is
+//! there; nothing reaches the ring until the template has confirmed the fork ([`Link::born`]), so a
+//! process that was forked but never confirmed, because the template died in between, finds an
+//! empty ring and runs nothing.
+
+use crate::definition::Definition;
+use crate::items::Slice;
+use crate::sys::futex::{self, Scope};
+use crate::wire::{self, PieceHead, to_worker};
+use rightlane_core::{Claim, Moment, PieceSeq};
+use rightlane_ring::{Assembler, Corrupt, Outgoing, ParentEnd, Progress, Wants};
+use rustix::process::Signal;
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+
+/// Size of each ring. A message may be larger than its ring: it travels in fragments.
+const RING_BYTES: usize = 256 * 1024;
+
+/// Bytes of a message, wherever they live.
+#[derive(Debug)]
+enum Bytes {
+    Own(Vec<u8>),
+    Items(Slice),
+    Definition(Arc<Definition>),
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Bytes::Own(bytes) => bytes,
+            Bytes::Items(slice) => slice.as_ref(),
+            Bytes::Definition(definition) => definition.frame(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Link {
+    end: ParentEnd,
+    assembler: Assembler,
+    outbox: VecDeque<Outgoing<Bytes>>,
+    /// The worker's way to wake the engine.
+    pub(crate) signal: OwnedFd,
+    pub(crate) pid: Option<i32>,
+    pub(crate) pidfd: Option<OwnedFd>,
+    /// The segments' descriptors, until the template has them.
+    segments: Option<(OwnedFd, OwnedFd)>,
+    /// What the worker has been sent.
+    known: HashMap<u64, Weak<Definition>>,
+    /// At how many known definitions it is worth looking for dead ones.
+    prune_at: usize,
+    /// Set when the process is seen to have ended: until when to wait for the template to say how.
+    pub(crate) dead_by: Option<Moment>,
+    /// A signal to send as soon as there is a process to send it to.
+    wanted_signal: Option<Signal>,
+    /// The number of the last piece sent.
+    last_seq: u64,
+}
+
+impl Link {
+    pub(crate) fn create() -> io::Result<Link> {
+        let (end, tasks, answers) = ParentEnd::create(RING_BYTES, RING_BYTES)?;
+        let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+        let signal = rustix::event::eventfd(0, flags)?;
+        // From its first message on the worker is to wake an engine that sleeps already.
+        end.prepare_sleep(Wants::EITHER);
+        Ok(Link {
+            end,
+            assembler: Assembler::new(wire::MOST_ANSWER_BYTES),
+            outbox: VecDeque::new(),
+            signal,
+            pid: None,
+            pidfd: None,
+            segments: Some((tasks, answers)),
+            known: HashMap::new(),
+            prune_at: 64,
+            dead_by: None,
+            wanted_signal: None,
+            last_seq: 0,
+        })
+    }
+
+    pub(crate) fn segments(&self) -> Option<&(OwnedFd, OwnedFd)> {
+        self.segments.as_ref()
+    }
+
+    /// The template has forked the process.
+    pub(crate) fn born(&mut self, pid: i32, pidfd: OwnedFd) -> Result<(), Corrupt> {
+        self.segments = None;
+        self.pid = Some(pid);
+        self.pidfd = Some(pidfd);
+        if let Some(signal) = self.wanted_signal.take() {
+            self.kill(signal);
+        }
+        self.flush()
+    }
+
+    /// The process was never confirmed. Should it exist all the same, this makes it end.
+    pub(crate) fn stillborn(&mut self) {
+        self.outbox.clear();
+        let _ = self.end.tasks.try_push(to_worker::RETIRE, &[]);
+        self.ring_doorbell();
+    }
+
+    pub(crate) fn boot(&mut self, world: &[u8], initializer: Option<(&Arc<Definition>, &[u8])>) {
+        let mut bytes = Vec::with_capacity(world.len() + 64);
+        bytes.extend_from_slice(&(world.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(world);
+        if let Some((function, arguments)) = initializer {
+            bytes.extend_from_slice(&function.id().to_le_bytes());
+            bytes.extend_from_slice(arguments);
+        }
+        self.outbox.push_front(Outgoing::new(to_worker::BOOT, Bytes::Own(bytes)));
+    }
+
+    /// Sends the definition and all it needs, unless the worker has them.
+    pub(crate) fn define(&mut self, definition: &Arc<Definition>) {
+        let mut open = vec![definition];
+        while let Some(definition) = open.pop() {
+            if self.known.contains_key(&definition.id()) {
+                continue;
+            }
+            self.known.insert(definition.id(), Arc::downgrade(definition));
+            self.outbox.push_back(Outgoing::new(to_worker::DEFINE, Bytes::Definition(definition.clone())));
+            open.extend(definition.needs());
+        }
+    }
+
+    fn forget_dead_definitions(&mut self) {
+        if self.known.len() < self.prune_at {
+            return;
+        }
+        let outbox = &mut self.outbox;
+        self.known.retain(|id, definition| {
+            let alive = definition.strong_count() > 0;
+            if !alive {
+                outbox.push_back(Outgoing::new(to_worker::FORGET, Bytes::Own(id.to_le_bytes().to_vec())));
+            }
+            alive
+        });
+        self.prune_at = (self.known.len() * 2).max(64);
+    }
+
+    pub(crate) fn send_piece(
+        &mut self,
+        head: PieceHead,
+        function: &Arc<Definition>,
+        items: Slice,
+    ) -> Result<(), Corrupt> {
+        self.forget_dead_definitions();
+        self.last_seq = head.seq;
+        self.define(function);
+        for definition in items.needs() {
+            self.define(definition);
+        }
+        let head = head.to_bytes();
+        if self.pid.is_some() && self.outbox.is_empty() {
+            // The usual case: straight into the ring, without a copy on the heap.
+            if self.end.tasks.try_push(to_worker::PIECE, &[&head, items.as_ref()]).is_ok() {
+                self.ring_doorbell();
+                return Ok(());
+            }
+        }
+        self.outbox.push_back(Outgoing::new(to_worker::PIECE_HEAD, Bytes::Own(head.to_vec())));
+        self.outbox.push_back(Outgoing::new(to_worker::ITEMS, Bytes::Items(items)));
+        self.flush()
+    }
+
+    pub(crate) fn retire(&mut self) -> Result<(), Corrupt> {
+        self.outbox.push_back(Outgoing::new(to_worker::RETIRE, Bytes::Own(Vec::new())));
+        self.flush()
+    }
+
+    /// Moves as much as fits into the ring.
+    pub(crate) fn flush(&mut self) -> Result<(), Corrupt> {
+        if self.pid.is_none() || self.outbox.is_empty() {
+            return Ok(());
+        }
+        let before = self.end.tasks.published();
+        while let Some(message) = self.outbox.front_mut() {
+            match message.push_some(&mut self.end.tasks)? {
+                Progress::Done => {
+                    self.outbox.pop_front();
+                }
+                Progress::Partial => break,
+            }
+        }
+        if self.end.tasks.published() != before {
+            self.ring_doorbell();
+        }
+        Ok(())
+    }
+
+    fn ring_doorbell(&self) {
+        if self.end.must_wake(Wants::MESSAGES) {
+            futex::wake(self.end.doorbell(), 1, Scope::Shared);
+        }
+    }
+
+    /// Hands every message that has arrived to `each`.
+    pub(crate) fn read(&mut self, mut each: impl FnMut(u32, Cow<'_, [u8]>)) -> Result<(), Corrupt> {
+        let mut any = false;
+        // In batches, so that the worker gets room back while we go on reading.
+        while self.end.has_answers() {
+            let popped = self.assembler.pop_batch(&mut self.end.answers, 512, &mut each);
+            any = true;
+            if popped? == 0 && !self.end.has_answers() {
+                break;
+            }
+        }
+        if any && self.end.must_wake(Wants::ROOM) {
+            futex::wake(self.end.doorbell(), 1, Scope::Shared);
+        }
+        Ok(())
+    }
+
+    /// Announces that the engine is about to sleep. True if there is something to do first.
+    pub(crate) fn prepare_sleep(&mut self) -> bool {
+        self.end.prepare_sleep(if self.outbox.is_empty() { Wants::MESSAGES } else { Wants::EITHER });
+        self.end.has_answers() || (!self.outbox.is_empty() && self.has_room())
+    }
+
+    fn has_room(&mut self) -> bool {
+        self.pid.is_some() && self.end.tasks.free_bytes().is_ok_and(|free| free >= RING_BYTES / 4)
+    }
+
+    pub(crate) fn awake(&self) {
+        self.end.awake();
+    }
+
+    /// Whether the worker has said something, or there may be room for what waits for it.
+    pub(crate) fn has_news(&self) -> bool {
+        self.end.has_answers() || !self.outbox.is_empty()
+    }
+
+    pub(crate) fn revoke(&self, seq: PieceSeq) -> Option<Claim> {
+        self.read_claim(self.end.revoke(seq.0))
+    }
+
+    pub(crate) fn claim(&self) -> Option<Claim> {
+        self.read_claim(self.end.claim())
+    }
+
+    /// The claim word holds the low half of a piece's number; the rest follows from the last one sent,
+    /// because a worker never holds pieces that are four billion apart.
+    fn read_claim(&self, claim: rightlane_ring::Claim) -> Option<Claim> {
+        let (low, item) = claim.parts()?;
+        let back = (self.last_seq as u32).wrapping_sub(low);
+        Some(Claim { seq: PieceSeq(self.last_seq.checked_sub(u64::from(back))?), item })
+    }
+
+    /// Sends a signal to the worker's whole group, or keeps it for when there is a process.
+    pub(crate) fn kill(&mut self, signal: Signal) {
+        let (Some(pid), Some(pidfd)) = (self.pid, &self.pidfd) else {
+            self.wanted_signal = Some(signal);
+            return;
+        };
+        // By the pidfd first: where it says that the process is gone, its number may be somebody else's.
+        if rustix::process::pidfd_send_signal(pidfd, signal).is_ok()
+            && let Some(group) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process_group(group, signal);
+            }
+    }
+}
+

@@ -1,0 +1,241 @@
+//! The template process from the inside: forks workers, reaps them, outlives the engine by as long as
+//! it takes to leave nothing behind.
+//!
+//! It is single-threaded and mostly asleep. Three descriptors wake it: the engine's socket, a pidfd of
+//! the engine (not the socket's end: a fork of the user's process may hold that open, rule 13) and a
+//! signal descriptor for children that ended.
+
+use crate::sys::process::{adopt, child_signal_fd, close_descriptors, ended_child, reap, reset_signals};
+use crate::template::{receive, send};
+use crate::wire::{FromTemplate, ToTemplate};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// What a freshly forked worker starts from.
+#[derive(Debug)]
+pub struct Seat {
+    pub(crate) tasks: OwnedFd,
+    pub(crate) answers: OwnedFd,
+    pub(crate) signal: OwnedFd,
+    pub(crate) engine: OwnedFd,
+}
+
+/// What the template can't do without its interpreter.
+pub trait Interpreter {
+    /// Forks, with the interpreter's own hooks: zero in the child, its pid in the parent.
+    fn fork(&mut self) -> io::Result<i32>;
+
+    /// Runs `site`; false if that left this process unfit to be forked (rule 19).
+    fn run_site(&mut self) -> bool;
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Nursery {
+    socket: OwnedFd,
+    engine: OwnedFd,
+    children_ended: OwnedFd,
+    /// Workers of ours, and of templates before us, by pid.
+    workers: HashMap<i32, OwnedFd>,
+}
+
+impl Nursery {
+    /// Takes up the descriptors 3 (socket) and 4 (the engine's pidfd) that the engine left, closes all
+    /// others, and makes this process a session of its own and a subreaper.
+    pub fn open() -> io::Result<Nursery> {
+        reset_signals();
+        close_descriptors(5, &[]);
+        let [socket, engine] = adopt([3, 4]);
+        for fd in [&socket, &engine] {
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
+        }
+        // Fails only if this process leads a group already, and then it is its own session's business.
+        let _ = rustix::process::setsid();
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        Ok(Nursery { socket, engine, children_ended: child_signal_fd()?, workers: HashMap::new() })
+    }
+
+    /// Serves until the engine says quit (`None`), or returns in a forked worker with its seat. If the
+    /// engine dies, everything it left behind is killed first.
+    pub fn run(&mut self, interpreter: &mut impl Interpreter) -> Option<Seat> {
+        self.tell(FromTemplate::Ready, &[]);
+        loop {
+            let mut fds = [
+                PollFd::new(&self.socket, PollFlags::IN),
+                PollFd::new(&self.engine, PollFlags::IN),
+                PollFd::new(&self.children_ended, PollFlags::IN),
+            ];
+            if poll(&mut fds, None).is_err() {
+                continue;
+            }
+            let woken = |at: usize| !fds[at].revents().is_empty();
+            let (message, engine_died, child_ended) = (woken(0), woken(1), woken(2));
+            if engine_died {
+                self.clear_up();
+                return None;
+            }
+            if child_ended {
+                let mut buffer = [0_u8; 1024];
+                let _ = rustix::io::read(&self.children_ended, &mut buffer);
+                self.reap_all();
+            }
+            if message {
+                match self.serve(interpreter) {
+                    Served::On => {}
+                    Served::Quit => return None,
+                    Served::Child(seat) => return Some(seat),
+                }
+            }
+        }
+    }
+
+    fn tell(&self, message: FromTemplate, descriptors: &[std::os::fd::BorrowedFd<'_>]) {
+        // A full socket means that the engine is behind by hundreds of messages: wait for it.
+        while let Ok(false) = send(self.socket.as_fd(), &message.to_bytes(), descriptors) {
+            let mut fds = [PollFd::new(&self.socket, PollFlags::OUT), PollFd::new(&self.engine, PollFlags::IN)];
+            let _ = poll(&mut fds, None);
+            if !fds[1].revents().is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn serve(&mut self, interpreter: &mut impl Interpreter) -> Served {
+        let (bytes, len, descriptors) = match receive(self.socket.as_fd()) {
+            Ok(Some((_, 0, _))) => return Served::Quit,
+            Ok(Some(received)) => received,
+            Ok(None) => return Served::On,
+            Err(_) => return Served::Quit,
+        };
+        match ToTemplate::from_bytes(&bytes[..len]) {
+            Ok(ToTemplate::Fork { key }) => self.fork(key, descriptors, interpreter),
+            Ok(ToTemplate::Watch { pid }) => {
+                if let Some(pidfd) = descriptors.into_iter().next() {
+                    self.workers.insert(pid, pidfd);
+                }
+                Served::On
+            }
+            Ok(ToTemplate::RunSite) => {
+                if !interpreter.run_site() {
+                    self.tell(FromTemplate::Spoiled, &[]);
+                }
+                Served::On
+            }
+            Ok(ToTemplate::Quit) => Served::Quit,
+            Err(_) => Served::On,
+        }
+    }
+
+    fn fork(&mut self, key: u64, descriptors: Vec<OwnedFd>, interpreter: &mut impl Interpreter) -> Served {
+        let Ok([tasks, answers, signal]) = <[OwnedFd; 3]>::try_from(descriptors) else {
+            self.tell(FromTemplate::NotForked { key, errno: rustix::io::Errno::MFILE.raw_os_error() }, &[]);
+            return Served::On;
+        };
+        let engine = match rustix::io::fcntl_dupfd_cloexec(&self.engine, 3) {
+            Ok(engine) => engine,
+            Err(errno) => {
+                self.tell(FromTemplate::NotForked { key, errno: errno.raw_os_error() }, &[]);
+                return Served::On;
+            }
+        };
+        match interpreter.fork() {
+            Ok(0) => {
+                let _ = rustix::process::setpgid(None, None);
+                return Served::Child(Seat { tasks, answers, signal, engine });
+            }
+            Ok(pid) => {
+                let Some(id) = Pid::from_raw(pid) else { return Served::On };
+                // From both sides: whoever comes first, the group is there before anyone signals it.
+                let _ = rustix::process::setpgid(Some(id), Some(id));
+                // Our child, not reaped yet: its number can't be anyone else's (rule 12).
+                match rustix::process::pidfd_open(id, PidfdFlags::empty()) {
+                    Ok(pidfd) => {
+                        self.tell(FromTemplate::Forked { key, pid }, &[pidfd.as_fd()]);
+                        self.workers.insert(pid, pidfd);
+                    }
+                    Err(errno) => {
+                        let _ = rustix::process::kill_process(id, Signal::KILL);
+                        self.tell(FromTemplate::NotForked { key, errno: errno.raw_os_error() }, &[]);
+                    }
+                }
+            }
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(0);
+                self.tell(FromTemplate::NotForked { key, errno }, &[]);
+            }
+        }
+        Served::On
+    }
+
+    fn reap_all(&mut self) {
+        while let Some(ended) = ended_child() {
+            let ours = self.workers.remove(&ended.pid).is_some();
+            if ours && !ended.well {
+                // What a crashed or killed worker started goes with it. Now, while its zombie still
+                // holds the number of the group.
+                if let Some(group) = Pid::from_raw(ended.pid) {
+                    let _ = rustix::process::kill_process_group(group, Signal::KILL);
+                }
+            }
+            let Some(reaped) = reap(ended.pid) else { return };
+            if ours {
+                let message =
+                    FromTemplate::Exited { pid: reaped.pid, status: reaped.status, cpu_us: reaped.cpu_us };
+                self.tell(message, &[]);
+            }
+        }
+    }
+
+    /// The engine is gone: kill every worker's group and everything that was left to us, until nothing
+    /// is left (rule 13).
+    fn clear_up(&mut self) {
+        for (pid, pidfd) in self.workers.drain() {
+            if rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
+                && let Some(group) = Pid::from_raw(pid) {
+                    let _ = rustix::process::kill_process_group(group, Signal::KILL);
+                }
+        }
+        // As children die, theirs come to us.
+        loop {
+            let children = children_of_this_process();
+            for child in &children {
+                let _ = rustix::process::kill_process(*child, Signal::KILL);
+            }
+            let mut reaped_any = false;
+            while ended_child().and_then(|ended| reap(ended.pid)).is_some() {
+                reaped_any = true;
+            }
+            if children.is_empty() && !reaped_any {
+                return;
+            }
+            let mut fds = [PollFd::new(&self.children_ended, PollFlags::IN)];
+            let at_most = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+            let _ = poll(&mut fds, Some(&at_most));
+            let mut buffer = [0_u8; 1024];
+            let _ = rustix::io::read(&self.children_ended, &mut buffer);
+        }
+    }
+}
+
+enum Served {
+    On,
+    Quit,
+    Child(Seat),
+}
+
+fn children_of_this_process() -> Vec<Pid> {
+    let me = rustix::process::getpid();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| parent_of(*pid) == Some(me.as_raw_nonzero().get())).filter_map(Pid::from_raw).collect()
+}
+
+/// The parent's pid of a process, from its `stat` file.
+pub(crate) fn parent_of(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name is in parentheses and may hold anything, parentheses too.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}

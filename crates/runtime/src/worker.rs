@@ -1,0 +1,289 @@
+//! A worker process from the inside: reads messages, claims items, answers.
+//!
+//! What running an item means is the client's. The order of things is ours (rule 8): an item is
+//! claimed before anything that belongs to it is unpickled, its answer is published as soon as it
+//! ends, and the engine is woken only where it has something to do.
+
+use crate::nursery::Seat;
+use crate::sys::futex::{self, Scope, Waited};
+use crate::sys::process::{block_all_signals, empty_mask, exit_now, watch_forks};
+use crate::wire::{self, AnswerHead, PieceHead, to_engine, to_worker};
+use rightlane_ring::{Assembler, AttachError, Attempt, Corrupt, Outgoing, Progress, Wants, WorkerEnd};
+use rustix::process::Signal;
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// How long a worker with nothing to do looks again and again before it sleeps. Settled by the
+/// prototype: longer steals from whoever shares the core, shorter pays for a wake with each task.
+const SPIN_NS: u64 = 20_000;
+
+/// A published answer wakes a sleeping engine at most this often while its piece goes on.
+const WAKE_EVERY_NS: u64 = 1_000_000;
+
+/// What the engine says.
+#[derive(Debug)]
+pub enum Message {
+    /// The caller's world, and the initializer's definition and arguments.
+    Boot { world: Vec<u8>, initializer: Option<(u64, Vec<u8>)> },
+    /// A definition.
+    Define { id: u64, bytes: Vec<u8> },
+    /// A definition that is no longer needed.
+    Forget { id: u64 },
+    /// Work.
+    Piece(Piece),
+    /// End by yourself.
+    Retire,
+}
+
+/// Items to run.
+#[derive(Debug)]
+pub struct Piece {
+    /// Its head.
+    pub head: PieceHead,
+    message: Vec<u8>,
+    next_at: usize,
+}
+
+impl Piece {
+    /// The next item's bytes.
+    pub fn next_item(&mut self) -> Option<&[u8]> {
+        let (item, rest) = wire::take_item(&self.message[self.next_at..])?;
+        self.next_at = self.message.len() - rest.len();
+        Some(item)
+    }
+}
+
+/// Why a worker can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The segments are not what they should be.
+    #[error("failed to attach to the engine: {0}")]
+    Attach(#[from] AttachError),
+    /// The engine wrote something that makes no sense.
+    #[error("the engine's ring is corrupt: {0}")]
+    Ring(#[from] Corrupt),
+    /// The engine sent a message that makes no sense.
+    #[error("the engine sent a message of unknown kind {0}")]
+    Message(u32),
+    /// A thread could not be started.
+    #[error("failed to start the watcher thread: {0}")]
+    Watcher(#[from] io::Error),
+}
+
+/// Where a worker works.
+#[derive(Debug)]
+pub struct Desk {
+    end: WorkerEnd,
+    signal: OwnedFd,
+    assembler: Assembler,
+    /// The head of a piece whose items come as the next message.
+    announced: Option<PieceHead>,
+    last_wake_ns: u64,
+}
+
+impl Desk {
+    /// Takes up work in a freshly forked process.
+    pub fn sit(seat: Seat) -> Result<Desk, WorkerError> {
+        empty_mask();
+        watch_forks();
+        let Seat { tasks, answers, signal, engine } = seat;
+        let end = WorkerEnd::attach(tasks, answers)?;
+        watch_engine(engine)?;
+        Ok(Desk { end, signal, assembler: Assembler::new(usize::MAX), announced: None, last_wake_ns: 0 })
+    }
+
+    /// The next message, if one is there.
+    pub fn try_next(&mut self) -> Result<Option<Message>, WorkerError> {
+        while let Some((tag, bytes)) = self.assembler.try_pop(&mut self.end.tasks)? {
+            if self.end.parent_must_be_woken(Wants::ROOM) {
+                self.signal_engine();
+            }
+            match self.understand(tag, bytes) {
+                Some(Some(message)) => return Ok(Some(message)),
+                Some(None) => {}
+                None => return Err(WorkerError::Message(tag)),
+            }
+        }
+        // A message that comes in fragments frees room as it is read.
+        if self.assembler.is_midway() && self.end.parent_must_be_woken(Wants::ROOM) {
+            self.signal_engine();
+        }
+        Ok(None)
+    }
+
+    fn understand(&mut self, tag: u32, mut bytes: Vec<u8>) -> Option<Option<Message>> {
+        let message = match tag {
+            to_worker::BOOT => {
+                let (len, rest) = wire::take_u64(&bytes)?;
+                let (world, rest) = rest.split_at_checked(len as usize)?;
+                let initializer = wire::take_u64(rest).map(|(id, arguments)| (id, arguments.to_vec()));
+                Message::Boot { world: world.to_vec(), initializer }
+            }
+            to_worker::DEFINE => {
+                let (id, _) = wire::take_u64(&bytes)?;
+                bytes.drain(..8);
+                Message::Define { id, bytes }
+            }
+            to_worker::FORGET => Message::Forget { id: wire::take_u64(&bytes)?.0 },
+            to_worker::PIECE => {
+                let (head, _) = PieceHead::split(&bytes)?;
+                Message::Piece(Piece { head, message: bytes, next_at: PieceHead::BYTES })
+            }
+            to_worker::PIECE_HEAD => {
+                self.announced = Some(PieceHead::split(&bytes)?.0);
+                return Some(None);
+            }
+            to_worker::ITEMS => Message::Piece(Piece { head: self.announced.take()?, message: bytes, next_at: 0 }),
+            to_worker::RETIRE => Message::Retire,
+            _ => return None,
+        };
+        Some(Some(message))
+    }
+
+    /// Waits until a message may be there. Returns early if a signal arrives: its handler may have to run.
+    pub fn wait(&mut self) -> Waited {
+        self.wait_for(Wants::MESSAGES)
+    }
+
+    fn wait_for(&mut self, wants: Wants) -> Waited {
+        let there = |end: &mut WorkerEnd| match wants {
+            Wants::MESSAGES => !end.tasks.is_empty(),
+            // A corrupt position ends the wait as well; pushing says so.
+            _ => end.answers.free_bytes().map_or(true, |free| free >= end.answers.max_bytes() / 8),
+        };
+        let begun = crate::sys::now();
+        for round in 0_u32.. {
+            if there(&mut self.end) {
+                return Waited::Woken;
+            }
+            if round < 64 {
+                std::hint::spin_loop();
+            } else {
+                // Never spin without yielding: the engine may be waiting for this very core.
+                rustix::thread::sched_yield();
+                if crate::sys::now().0 - begun.0 > SPIN_NS {
+                    break;
+                }
+            }
+        }
+        let seen = self.end.prepare_sleep(wants);
+        let waited = if there(&mut self.end) {
+            Waited::Woken
+        } else {
+            futex::wait(self.end.doorbell(), seen, None, Scope::Shared)
+        };
+        self.end.cancel_sleep();
+        waited
+    }
+
+    /// Claims an item; false if its piece was taken back: then say so with [`Desk::skipped`].
+    #[must_use]
+    pub fn claim(&mut self, seq: u64, item: u32) -> bool {
+        self.end.claim(seq, item) == Attempt::Claimed
+    }
+
+    /// Begins the answer to a claimed item. `busy_ns`, with the last item of a piece: how long it took.
+    pub fn answer<'b>(
+        &self,
+        seq: u64,
+        item: u32,
+        flavor: u8,
+        busy_ns: Option<u64>,
+        bytes: &'b mut Vec<u8>,
+    ) -> Answer<'b> {
+        debug_assert!(bytes.len() >= AnswerHead::BYTES, "the client leaves room for the head");
+        let head = AnswerHead { seq, item, busy_ns: busy_ns.unwrap_or(0) };
+        bytes[..AnswerHead::BYTES].copy_from_slice(&head.to_bytes());
+        let last = if busy_ns.is_some() { to_engine::LAST } else { 0 };
+        let tag = to_engine::ANSWER | u32::from(flavor) << to_engine::FLAVOR_SHIFT | last;
+        Answer { outgoing: Outgoing::new(tag, bytes), last: busy_ns.is_some() }
+    }
+
+    /// Publishes as much of an answer as there is room for; false: wait with [`Desk::wait_for_room`] and go
+    /// on.
+    pub fn publish(&mut self, answer: &mut Answer<'_>, now_ns: u64) -> Result<bool, WorkerError> {
+        let done = answer.outgoing.push_some(&mut self.end.answers)? == Progress::Done;
+        // Stored as it ends, without a wake: the engine acts when the piece is done, when the ring
+        // needs emptying, or once in a while for whoever waits for the first of many.
+        let due = now_ns.saturating_sub(self.last_wake_ns) >= WAKE_EVERY_NS;
+        if (answer.last || !done || due || self.is_filling()) && self.end.parent_must_be_woken(Wants::MESSAGES) {
+            self.last_wake_ns = now_ns;
+            self.signal_engine();
+        }
+        Ok(done)
+    }
+
+    fn is_filling(&mut self) -> bool {
+        self.end.answers.free_bytes().is_ok_and(|free| free < self.end.answers.max_bytes() / 2)
+    }
+
+    /// Waits for room in the answer ring.
+    pub fn wait_for_room(&mut self) -> Waited {
+        self.wait_for(Wants::ROOM)
+    }
+
+    /// The items from `from` on were not touched, because the piece was taken back.
+    pub fn skipped(&mut self, seq: u64, from: u32) -> Result<(), WorkerError> {
+        let head = AnswerHead { seq, item: from, busy_ns: 0 };
+        self.tell(to_engine::SKIPPED, &head.to_bytes())
+    }
+
+    /// The process is up.
+    pub fn started(&mut self) -> Result<(), WorkerError> {
+        self.tell(to_engine::STARTED, &[])
+    }
+
+    /// Ready for work.
+    pub fn ready(&mut self) -> Result<(), WorkerError> {
+        self.tell(to_engine::READY, &[])
+    }
+
+    /// The initializer raised this.
+    pub fn initializer_raised(&mut self, packed: &[u8]) -> Result<(), WorkerError> {
+        self.tell(to_engine::INITIALIZER_RAISED, packed)
+    }
+
+    /// Something for the client's other half.
+    pub fn notice(&mut self, bytes: &[u8]) -> Result<(), WorkerError> {
+        self.tell(to_engine::NOTICE, bytes)
+    }
+
+    /// For messages between tasks: waits for room, if need be, without minding signals.
+    fn tell(&mut self, tag: u32, bytes: &[u8]) -> Result<(), WorkerError> {
+        let mut outgoing = Outgoing::new(tag, bytes);
+        while outgoing.push_some(&mut self.end.answers)? == Progress::Partial {
+            if self.end.parent_must_be_woken(Wants::MESSAGES) {
+                self.signal_engine();
+            }
+            let _ = self.wait_for(Wants::ROOM);
+        }
+        if self.end.parent_must_be_woken(Wants::MESSAGES) {
+            self.signal_engine();
+        }
+        Ok(())
+    }
+
+    fn signal_engine(&self) {
+        let _ = rustix::io::write(&self.signal, &1_u64.to_ne_bytes());
+    }
+}
+
+/// An answer on its way.
+#[derive(Debug)]
+pub struct Answer<'b> {
+    outgoing: Outgoing<&'b mut Vec<u8>>,
+    last: bool,
+}
+
+/// When the engine dies, this process and everything in its group dies, whatever it is doing (rule 13).
+fn watch_engine(engine: OwnedFd) -> io::Result<()> {
+    let watch = move || {
+        block_all_signals();
+        let mut fds = [rustix::event::PollFd::new(&engine, rustix::event::PollFlags::IN)];
+        while rustix::event::poll(&mut fds, None).is_err() || fds[0].revents().is_empty() {}
+        let _ = rustix::process::kill_process_group(rustix::process::getpgrp(), Signal::KILL);
+        exit_now(1);
+    };
+    std::thread::Builder::new().name("rightlane-watch".into()).stack_size(64 * 1024).spawn(watch)?;
+    Ok(())
+}

@@ -1,0 +1,74 @@
+"""Give it functions; it puts each in the right lane: worker processes, threads or inline.
+
+    import rightlane as rl
+
+    with rl.Executor() as ex:
+        future = ex.submit(pow, 2, 10)
+        print(future.result(), list(ex.map(abs, [-1, -2])))
+
+Names are loaded when they are first used: worker processes import this package too, and must not pay for what
+only the user's process needs.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rightlane._compare import Comparison as Comparison
+    from rightlane._compare import Row as Row
+    from rightlane._compare import compare as compare
+    from rightlane._errors import BrokenExecutor as BrokenExecutor
+    from rightlane._errors import RemoteTraceback as RemoteTraceback
+    from rightlane._errors import RightlaneError as RightlaneError
+    from rightlane._errors import SerializationError as SerializationError
+    from rightlane._errors import WorkerLost as WorkerLost
+    from rightlane._executor import Executor as Executor
+    from rightlane._executor import ExecutorView as ExecutorView
+    from rightlane._future import Future as Future
+
+__all__ = [
+    "BrokenExecutor",
+    "Comparison",
+    "Executor",
+    "ExecutorView",
+    "Future",
+    "RemoteTraceback",
+    "RightlaneError",
+    "Row",
+    "SerializationError",
+    "WorkerLost",
+    "__version__",
+    "compare",
+]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BrokenExecutor": "_errors",
+    "Comparison": "_compare",
+    "Executor": "_executor",
+    "ExecutorView": "_executor",
+    "Future": "_future",
+    "RemoteTraceback": "_errors",
+    "RightlaneError": "_errors",
+    "Row": "_compare",
+    "SerializationError": "_errors",
+    "WorkerLost": "_errors",
+    "compare": "_compare",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __import__(f"{__name__}.{home}")
+    value = getattr(sys.modules[f"{__name__}.{home}"], name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1795 @@
+"""Functions, classes and callables as definitions: by reference where possible, by value where they must be.
+
+What it is for. A message names a function or a class by the id of a *definition* instead of carrying it. A
+definition is pickled once in the parent, sent once to each worker and unpickled there when a task first needs
+it. Objects that a worker can import travel by reference. What it cannot import (`__main__`, a notebook, a
+lambda, a nested function or class, a module registered with `cloudpickle.register_pickle_by_value`) travels
+by value.
+
+What it deliberately does not do. It never runs the user's main module again, and it never sends a class back
+to the parent by value when it came from there: unpickling one resets its attributes, so results name it by id
+(rule 7). Plain `__main__` functions never import cloudpickle on either side; only by-value classes and
+objects that the C pickler refuses do.
+
+Parent side. Each by-value object has a *node*: its pickled body, the nodes that body refers to, and a
+*stamp*, the immutable things the body was made from. A body is reused only while its stamp holds; a body made
+from anything mutable has no stamp and is pickled again at each `record` (rule 5). Nodes that refer to each
+other in a cycle share one definition, a *group*; so an object's address is a definition id and an index in
+its group. Bodies hold positions into a table of references instead of ids, therefore equal bodies are equal
+bytes, and an unchanged one keeps its definition.
+
+Globals belong to a body, not to a function: every global that its functions name is pickled once, by itself.
+The parent remembers per namespace and name what it announced last. A body whose announcement was overtaken by
+another value gets a new definition, even with the bytes it had before: otherwise `k = 5`, `k = 10`, `k = 5`
+would leave 10 in the workers.
+
+Worker side. There is one namespace per module name (rule 6). A global is installed when it differs from what
+was last sent under its name, unless the worker itself has bound that name since. An object is registered
+before its state is filled, which is what lets cycles close.
+
+Threads. `record` and `dumps` may be called from any thread. Building nodes holds a re-entrant lock, and so
+does resolving them; user code (`__reduce__`, `__setstate__`) runs inside it and must not wait for another
+thread that submits.
+"""
+
+from __future__ import annotations
+
+import _pickle
+import _thread
+import _weakref
+import marshal
+import posix
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+    from typing import Any, Protocol, TypeAlias
+
+    class Definition(Protocol):
+        """What this module needs of `rightlane._native.Definition`."""
+
+        @property
+        def id(self) -> int: ...
+
+    Address: TypeAlias = tuple[int, int]
+    Reduced: TypeAlias = tuple[Any, ...]
+else:
+    FunctionType = type(lambda: 0)
+    BuiltinFunctionType = type(len)
+    ModuleType = type(sys)
+    MethodType = type((lambda self: 0).__get__(0))
+    CodeType = type(FunctionType(compile("0", "", "eval"), {}).__code__)
+    CellType = type((lambda x: lambda: x)(0).__closure__[0])
+
+__all__ = [
+    "Unsendable",
+    "define",
+    "dumps",
+    "dumps_result",
+    "find_culprit",
+    "forget",
+    "plain_pickles_suffice",
+    "record",
+    "resolve",
+    "resolve_parent",
+    "start_worker",
+]
+
+
+class Unsendable(Exception):
+    """An object that cannot be pickled. The face turns it into a `SerializationError`.
+
+    `path` names the object that cannot be sent, as in `args[0]['config'].lock`; `reason` is a fragment that
+    says why.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class _NeedsCloudpickle(Exception):
+    """The light pickler met something that only cloudpickle can do."""
+
+
+class _Mutable(Exception):
+    """What a body is made from can change without notice."""
+
+
+_MISSING: Any = object()
+_SELF = -1  # the definition id by which a group refers to its own members
+_PLAIN, _GROUP, _ALIAS = b"P", b"G", b"A"
+_REF, _MODULE, _BLOB, _GONE = range(4)
+# Version 2 writes no back references. Later versions flag them by reference count, so that equal code gives
+# unequal bytes.
+_MARSHAL_VERSION = 2
+_RETRY = (_pickle.PicklingError, TypeError, AttributeError, NotImplementedError, _NeedsCloudpickle)
+# These describe a module itself; the worker's namespace has its own.
+_MODULE_NAMES = frozenset(
+    "__name__ __doc__ __package__ __loader__ __spec__ __file__ __cached__ __path__ __builtins__".split()
+)
+
+_lock = _thread.RLock()
+
+
+def _renew_lock() -> None:
+    """A forked child must not inherit a lock that another thread of its parent held."""
+    global _lock
+    _lock = _thread.RLock()
+
+
+posix.register_at_fork(after_in_child=_renew_lock)
+
+
+# What is by value ---------------------------------------------------------------------------------
+
+
+def _registered_by_value(name: str) -> bool:
+    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
+    registered = getattr(cloudpickle, "_PICKLE_BY_VALUE_MODULES", None)
+    while registered:
+        if name in registered:
+            return True
+        name, dot, _ = name.rpartition(".")
+        if not dot:
+            break
+    return False
+
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+def plain_pickles_suffice() -> bool:
+    """Whether a plain pickle without `__main__` in it is right for arguments.
+
+    False while any module is registered with `cloudpickle.register_pickle_by_value`: plain pickles name its
+    objects by reference, and nothing in their bytes tells.
+    """
+    return not getattr(sys.modules.get("cloudpickle.cloudpickle"), "_PICKLE_BY_VALUE_MODULES", None)
+
+
+def _importable(name: str | None) -> bool:
+    """Whether a worker that shares our `sys.path` finds the module called `name`."""
+    if name is None or name == "__main__" or name == "__mp_main__":
+        return False
+    if name.partition(".")[0] == _PACKAGE:
+        return True  # a worker has it before it has anything else
+    module = sys.modules.get(name)
+    if module is None or _registered_by_value(name):
+        return False
+    spec = getattr(module, "__spec__", None)
+    package, _, leaf = name.rpartition(".")
+    if spec is None:
+        # A package written in C may make submodules itself; importing the package brings them.
+        return bool(package) and _importable(package)
+    if type(getattr(spec, "loader", None)).__name__ != "SourceFileLoader":
+        return True
+    known = _found.get(name)
+    if known is not None and known[0] is spec and known[1] == len(sys.path):
+        return known[2]
+    found = _on_path(spec.origin, package, leaf)
+    _found[name] = (spec, len(sys.path), found)
+    return found
+
+
+_found: dict[str, tuple[Any, int, bool]] = {}
+
+
+def _on_path(origin: str | None, package: str, leaf: str) -> bool:
+    """Whether a source file lies where the import system looks, not loaded by hand from elsewhere."""
+    from rightlane._world import needs_site
+
+    if origin is None or needs_site():
+        return True  # an unknown finder may find modules that no path entry leads to
+    places: Any = sys.path
+    if package:
+        parent = sys.modules.get(package)
+        if parent is None or not _importable(package):
+            return False
+        places = getattr(parent, "__path__", ())
+    cwd = posix.getcwd()
+
+    def absolute(path: str) -> str:
+        path = path if path.startswith("/") else f"{cwd}/{path}"
+        parts: list[str] = []
+        for part in path.split("/"):
+            if part == "..":
+                del parts[-1:]
+            elif part not in ("", "."):
+                parts.append(part)
+        return "/" + "/".join(parts)
+
+    origin = absolute(origin)
+    ends = (f"{leaf}.py", f"{leaf}/__init__.py")
+    for place in places:
+        if isinstance(place, str):
+            base = absolute(place).rstrip("/")
+            if any(origin == f"{base}/{end}" for end in ends):
+                return True
+    return False
+
+
+def _resolves(obj: Any, module: str, qualname: str) -> bool:
+    found: Any = sys.modules.get(module)
+    try:
+        for part in qualname.split("."):
+            found = getattr(found, part)
+    except Exception:
+        return False
+    return found is obj
+
+
+def _by_value(obj: Any) -> bool:
+    """Whether a function or class must travel by value."""
+    try:
+        module, qualname = obj.__module__, obj.__qualname__
+    except Exception:
+        return True
+    if not isinstance(module, str) or not isinstance(qualname, str):
+        return not (isinstance(obj, type) and not obj.__flags__ & _HEAP_TYPE)
+    if isinstance(obj, type) and (obj in _BUILTIN_TYPES or not obj.__flags__ & _HEAP_TYPE):
+        return False
+    if "<locals>" in qualname or not _importable(module):
+        return True
+    return not _resolves(obj, module, qualname)
+
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_BUILTIN_TYPES = frozenset({type(None), type(...), type(NotImplemented)})
+
+
+def _has_own_definition(obj: Any) -> bool:
+    """By-value classes always, by-value functions when they are a global of their module under their own
+    name.
+
+    Other functions are written into what refers to them: they have no identity that a second message could
+    name.
+    """
+    if isinstance(obj, type):
+        return True
+    name = obj.__qualname__
+    return "." not in name and obj.__globals__.get(name) is obj
+
+
+# Which globals a function names -------------------------------------------------------------------
+
+
+def _global_names(code: CodeType) -> tuple[dict[str, None], set[str]]:
+    """The globals that `code` and the code nested in it name, in order, and every name of any kind in it."""
+    import opcode
+
+    number = opcode.opmap
+    extended = number["EXTENDED_ARG"]
+    load_global = number["LOAD_GLOBAL"]
+    direct = {
+        number[name]
+        for name in ("STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+        if name in number
+    }
+    found: dict[str, None] = {}
+    every: set[str] = set()
+    todo = [code]
+    while todo:
+        code = todo.pop()
+        names = code.co_names
+        every.update(names)
+        if names:
+            raw = code.co_code
+            high = 0
+            for i in range(0, len(raw), 2):
+                op, arg = raw[i], raw[i + 1] | high
+                high = arg << 8 if op == extended else 0
+                if op == load_global:
+                    found[names[arg >> 1]] = None  # the low bit asks for a NULL on the stack
+                elif op in direct:
+                    found[names[arg]] = None
+        todo.extend(const for const in code.co_consts if type(const) is CodeType)
+    return found, every
+
+
+# Stamps: what a cached body was made from ---------------------------------------------------------
+
+_ATOMS = frozenset(
+    {int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented), range, CodeType}
+)
+
+
+def _atomic(value: Any) -> bool:
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    return (kind is tuple or kind is frozenset) and all(map(_atomic, value))
+
+
+class _Match:
+    """A wanted value that is compared by its parts: holding it would keep the stamped object alive."""
+
+    __slots__ = ("kind", "parts")
+
+    def __init__(self, kind: type, parts: tuple[Any, ...]) -> None:
+        self.kind = kind
+        self.parts = parts
+
+    def holds(self, value: Any) -> bool:
+        if type(value) is not self.kind:
+            return False
+        parts = _parts(value)
+        return len(parts) == len(self.parts) and all(map(_same, parts, self.parts))
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    kind = type(value)
+    if kind is property:
+        return value.fget, value.fset, value.fdel, value.__doc__
+    if kind is staticmethod or kind is classmethod:
+        return (value.__func__,)
+    if kind is dict:
+        return tuple(part for item in value.items() for part in item)
+    if kind is list or kind is set:
+        return tuple(value)
+    if kind.__module__ == "dataclasses":
+        return tuple(getattr(value, name) for name in kind.__slots__ if name != "metadata")
+    if kind.__name__ == "_abc_data":
+        import _abc  # type: ignore[import-not-found,unused-ignore]
+
+        return (_abc.get_cache_token(),)  # moves when any class is registered with any abstract one
+    if hasattr(value, "__origin__"):
+        return value.__origin__, *value.__args__
+    return ()  # a slot or `__dict__` descriptor: its kind says all
+
+
+_DESCRIPTORS = frozenset({type(FunctionType.__code__), type(FunctionType.__globals__)})  # getset and member
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    if value is wanted:
+        return True
+    if type(wanted) is _weakref.ref:
+        return wanted() is value
+    return type(wanted) is _Match and wanted.holds(value)
+
+
+class _Stamps:
+    """Collects the stamps of one body: of its own object and of the functions written into it."""
+
+    __slots__ = ("depth", "found", "immutable", "seen")
+
+    def __init__(self) -> None:
+        self.immutable = True
+        self.depth = 0
+        self.found: list[tuple[Any, Callable[[Any], bool]]] = []
+        self.seen: set[int] = set()
+
+    def add(self, obj: Any) -> None:
+        if id(obj) not in self.seen:
+            self.seen.add(id(obj))
+            check = self.of_class(obj) if isinstance(obj, type) else self.of_function(obj)
+            self.found.append((_weakref.ref(obj), check))
+
+    def want(self, value: Any) -> Any:
+        """What a later value is compared with. Functions and classes weakly: a cache must not keep them."""
+        kind = type(value)
+        if kind in _ATOMS or ((kind is tuple or kind is frozenset) and all(map(_atomic, value))):
+            return value
+        if kind is FunctionType:
+            if _by_value(value) and not _has_own_definition(value):
+                self.add(value)
+            return _weakref.ref(value)
+        if isinstance(value, type):
+            return _weakref.ref(value)
+        if kind is ModuleType and _importable(value.__name__):
+            return value
+        if kind is BuiltinFunctionType:
+            bound = value.__self__
+            fixed = isinstance(bound, type) and not bound.__flags__ & _HEAP_TYPE
+            if bound is None or fixed or type(bound) is ModuleType:
+                return value
+        if self.depth < 6:
+            self.depth += 1
+            try:
+                return self.want_parts(value, kind)
+            finally:
+                self.depth -= 1
+        raise _Mutable
+
+    def want_parts(self, value: Any, kind: type) -> Any:
+        """Small containers and descriptions can change, but are quickly compared part by part."""
+        if kind is dict or kind is list or kind is set:
+            if len(value) > 64:
+                raise _Mutable
+            self.immutable = False
+            return _Match(kind, tuple(map(self.want, _parts(value))))
+        if kind is staticmethod or kind is classmethod or kind is property:
+            return _Match(kind, tuple(map(self.want, _parts(value))))
+        module = kind.__module__
+        if module == "dataclasses":
+            if not getattr(kind, "__slots__", ()):
+                return value  # a sentinel
+            if not getattr(value, "metadata", None):
+                return _Match(kind, tuple(map(self.want, _parts(value))))
+        if module in ("typing", "types") and hasattr(value, "__args__") and hasattr(value, "__origin__"):
+            return _Match(kind, tuple(map(self.want, _parts(value))))
+        if module == "typing" and kind.__name__ in ("_SpecialForm", "_AnyMeta"):
+            return value
+        if type(kind).__module__ == "enum":
+            return _weakref.ref(value)  # its class, stamped where it is by value, looks at what members hold
+        raise _Mutable
+
+    def want_items(self, mapping: dict[Any, Any] | None) -> Any:
+        if not mapping:
+            return None
+        return _Match(dict, tuple(self.want(part) for item in mapping.items() for part in item))
+
+    def of_function(self, fn: FunctionType) -> Callable[[Any], bool]:
+        code, defaults, kwdefaults = fn.__code__, fn.__defaults__ or (), fn.__kwdefaults__
+        wanted_defaults = tuple(map(self.want, defaults))
+        wanted_kwdefaults = self.want_items(kwdefaults)
+        wanted_cells = tuple(self.want(_contents(cell)) for cell in fn.__closure__ or ())
+        wanted_attributes = self.want_items(fn.__dict__)
+        annotations = _annotations(fn)
+        wanted_annotations = self.want_items(annotations)
+        doc, name, qualname = fn.__doc__, fn.__name__, fn.__qualname__
+        if type(doc) is not str and doc is not None:
+            raise _Mutable
+        named: tuple[tuple[str, Any], ...] = ()
+        if not _uses_real_module(fn):
+            outer = fn.__globals__
+            named = tuple(
+                (name, self.want_global(outer.get(name, _MISSING)))
+                for name in _global_names(code)[0]
+                if name not in _MODULE_NAMES
+            )
+
+        def holds(fn: FunctionType) -> bool:
+            if fn.__code__ is not code or fn.__doc__ is not doc:
+                return False
+            if fn.__name__ is not name or fn.__qualname__ is not qualname:
+                return False
+            now = fn.__defaults__ or ()
+            if len(now) != len(wanted_defaults) or not all(map(_same, now, wanted_defaults)):
+                return False
+            if not _items_hold(fn.__kwdefaults__, wanted_kwdefaults):
+                return False
+            if not _items_hold(fn.__dict__, wanted_attributes):
+                return False
+            if not _items_hold(_annotations(fn), wanted_annotations):
+                return False
+            if wanted_cells and not all(map(_same, map(_contents, fn.__closure__ or ()), wanted_cells)):
+                return False
+            outer = fn.__globals__
+            for key, wanted in named:
+                value = outer.get(key, _MISSING)
+                if value is not wanted and not _same(value, wanted):
+                    return False
+            return True
+
+        return holds
+
+    def want_global(self, value: Any) -> Any:
+        if value is _MISSING:
+            return value
+        # A by-value function bound to a global has a node of its own, whatever its name.
+        return _weakref.ref(value) if type(value) is FunctionType else self.want(value)
+
+    def of_class(self, cls: type) -> Callable[[Any], bool]:
+        names = vars(cls)
+        wanted: dict[str, Any] = {}
+        members: list[tuple[Any, Any]] = []
+        if type(type(cls)) is type and type(cls).__module__ == "enum":
+            for member in cls.__members__.values():  # type: ignore[attr-defined]
+                members.append((_weakref.ref(member), self.want_items(vars(member))))
+        for name, value in names.items():
+            kind = type(value)
+            if kind in _DESCRIPTORS or kind.__name__ == "_abc_data":
+                wanted[name] = _Match(kind, _parts(value))
+            elif kind.__module__ == "enum" and kind.__name__ == "property":
+                wanted[name] = _Match(kind, ())
+            else:
+                wanted[name] = self.want(value)
+        bases, meta = tuple(map(_weakref.ref, cls.__bases__)), _weakref.ref(type(cls))
+
+        def holds(cls: type) -> bool:
+            names = vars(cls)
+            if len(names) != len(wanted) or type(cls) is not meta():
+                return False
+            if len(cls.__bases__) != len(bases) or not all(map(_same, cls.__bases__, bases)):
+                return False
+            for ref, items in members:
+                member = ref()
+                if member is None or not _items_hold(vars(member), items):
+                    return False
+            return all(_same(value, wanted.get(name, _MISSING)) for name, value in names.items())
+
+        return holds
+
+
+def _items_hold(mapping: dict[str, Any] | None, wanted: Any) -> bool:
+    if wanted is None:
+        return not mapping
+    return type(wanted) is _Match and wanted.holds(mapping)
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _MISSING
+
+
+def _annotations(fn: FunctionType) -> dict[str, Any] | None:
+    try:
+        return fn.__annotations__
+    except Exception:  # evaluated lazily from 3.14, and may name what does not exist at run time
+        return None
+
+
+def _uses_real_module(fn: FunctionType) -> bool:
+    """A nested function of an importable module finds its globals there, once the worker imports it."""
+    module = fn.__module__
+    return (
+        isinstance(module, str)
+        and _importable(module)
+        and getattr(sys.modules.get(module), "__dict__", None) is fn.__globals__
+    )
+
+
+# Bodies: one pickled object with the globals it names ---------------------------------------------
+
+
+class _Unit:
+    """One pickle: its bytes and the nodes it refers to by position."""
+
+    __slots__ = ("data", "nodes", "positions")
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.nodes: list[_Node] = []
+        self.positions: dict[int, int] = {}
+
+    def position(self, node: _Node) -> int:
+        place = self.positions.setdefault(node.serial, len(self.nodes))
+        if place == len(self.nodes):
+            self.nodes.append(node)
+        return place
+
+
+class _Body:
+    """A pickled object, the globals its functions name, and when those were announced.
+
+    `namespaces` maps a namespace key to the module attributes it starts with. `entries` are tuples of
+    namespace key, name, kind and unit, module name or node. `serials` are the announcements of those entries.
+    """
+
+    __slots__ = ("entries", "imports", "namespaces", "serials", "unit")
+
+    def __init__(
+        self, unit: _Unit, namespaces: dict[str, Any], entries: list[Any], imports: tuple[str, ...]
+    ) -> None:
+        self.unit = unit
+        self.namespaces = namespaces
+        self.entries = entries
+        self.imports = imports
+        self.serials: tuple[int, ...] = ()
+
+    def nodes(self) -> Iterator[_Node]:
+        yield from self.unit.nodes
+        for _, _, kind, value in self.entries:
+            if kind == _REF:
+                yield value
+            elif kind == _BLOB:
+                yield from value.nodes
+
+    def announce(self) -> None:
+        """Note what this body puts under its names; a body that was overtaken gets new serials."""
+        global _epoch
+        serials = []
+        for space, name, kind, value in self.entries:
+            if kind == _REF:
+                content: Any = value.serial
+            elif kind == _BLOB:
+                content = (value.data, tuple(node.serial for node in value.nodes))
+            else:
+                content = value
+            known = _announced.get((space, name))
+            if known is None or known[0] != (kind, content):
+                _epoch += known is not None
+                known = _announced[space, name] = ((kind, content), _next_serial())
+            serials.append(known[1])
+        self.serials = tuple(serials)
+
+    def current(self) -> bool:
+        return all(
+            _announced.get((space, name), (None, 0))[1] == serial
+            for (space, name, _, _), serial in zip(self.entries, self.serials, strict=True)
+        )
+
+    def wire(self, address: Callable[[_Node], Address]) -> tuple[Any, ...]:
+        """The body as `marshal` can write it."""
+
+        def unit(u: _Unit) -> tuple[bytes, tuple[Address, ...]]:
+            return u.data, tuple(map(address, u.nodes))
+
+        entries = []
+        for space, name, kind, value in self.entries:
+            if kind == _REF:
+                value = address(value)
+            elif kind == _BLOB:
+                value = unit(value)
+            entries.append((space, name, kind, value))
+        return (*unit(self.unit), tuple(self.namespaces.items()), tuple(entries), self.imports)
+
+
+class _Collector:
+    """What the picklers of one body share: the namespaces and globals that its functions name."""
+
+    __slots__ = ("found", "names", "namespaces", "spaces")
+
+    def __init__(self) -> None:
+        self.namespaces: dict[str, tuple[Any, ...]] = {}
+        self.spaces: dict[str, dict[str, Any]] = {}
+        self.found: dict[tuple[str, str], None] = {}
+        self.names: set[str] = set()
+
+    def namespace_of(self, fn: FunctionType) -> str:
+        """The key of the namespace that `fn` lives in, its globals noted for sending."""
+        module, outer = fn.__module__, fn.__globals__
+        if _uses_real_module(fn):
+            return f"import {module}"
+        key = self.space(module if isinstance(module, str) else "", outer)
+        named, every = _global_names(fn.__code__)
+        self.names |= every
+        for name in named:
+            if name not in _MODULE_NAMES:
+                self.found[key, name] = None
+        return key
+
+    def space(self, module: str, outer: dict[str, Any]) -> str:
+        # Code run by exec() in a dictionary of its own does not share globals with the module it is named
+        # after.
+        real = getattr(sys.modules.get(module), "__dict__", None)
+        key = module if real is outer else f"{module} {id(outer):x}"
+        if key not in self.spaces:
+            self.spaces[key] = outer
+            described = (outer.get("__name__", module), outer.get("__package__"), outer.get("__file__"))
+            self.namespaces[key] = tuple(v if isinstance(v, str) else None for v in described)
+        return key
+
+    def entries(self) -> list[Any]:
+        """Pickle every global on its own. A value may be or hold functions that name more of them."""
+        entries: list[Any] = []
+        done: set[tuple[str, str]] = set()
+        while len(done) < len(self.found):
+            for key in [key for key in self.found if key not in done]:
+                done.add(key)
+                space, name = key
+                value = self.spaces[space].get(name, _MISSING)
+                if value is _MISSING:
+                    if key in _announced:
+                        entries.append((space, name, _GONE, None))
+                elif (type(value) is FunctionType or isinstance(value, type)) and _by_value(value):
+                    entries.append((space, name, _REF, _node_of(value)))
+                elif isinstance(value, ModuleType) and _importable(value.__name__):
+                    entries.append((space, name, _MODULE, value.__name__))
+                else:
+                    entries.append((space, name, _BLOB, self.pickle(value)))
+        return entries
+
+    def imports(self, entries: list[Any]) -> tuple[str, ...]:
+        """Submodules that the code names and that are imported here: `import a.b` binds only `a`."""
+        wanted = set()
+        for _, _, kind, value in entries:
+            if kind == _MODULE and hasattr(sys.modules.get(value), "__path__"):
+                prefix = value + "."
+                for name in list(sys.modules):
+                    if name.startswith(prefix) and self.names.issuperset(name[len(prefix) :].split(".")):
+                        wanted.add(name)
+        return tuple(sorted(wanted))
+
+    def pickle(self, obj: Any, root: bool = False, final: list[Definition] | None = None) -> _Unit:
+        """Pickle one object, with cloudpickle when the C pickler alone cannot."""
+        light = not (root and isinstance(obj, type))
+        while True:
+            unit = _Unit()
+            found, names = dict(self.found), set(self.names)
+            held = None if final is None else len(final)
+            try:
+                pickler = _picklers(light)(self, unit, obj if root else _MISSING, final)
+                unit.data = pickler.finish(obj)
+                return unit
+            except (Unsendable, MemoryError):
+                raise
+            except Exception as error:
+                self.found, self.names = found, names
+                if final is not None:
+                    del final[held:]
+                if not light or not isinstance(error, _RETRY):
+                    raise Unsendable("", _reason(error)) from error
+            light = False
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply to be pickled"
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+
+
+class _Cell:
+    """Stands for a closure cell in a pickle, so that functions that shared it share it again."""
+
+    __slots__ = ("__weakref__",)
+
+    def __reduce__(self) -> Reduced:
+        return _new_cell, ()
+
+
+def _picklers(light: bool) -> Any:
+    kind = _pickler_kinds.get(light)
+    if kind is None:
+        if light:
+            base: Any = _pickle.Pickler
+        else:
+            import cloudpickle
+
+            base = cloudpickle.Pickler
+        kind = _pickler_kinds[light] = _make_pickler(base, light)
+    return kind
+
+
+_pickler_kinds: dict[bool, Any] = {}
+
+
+def _make_pickler(base: Any, light: bool) -> Any:
+    import io
+
+    class Pickler(base):  # type: ignore[misc]
+        def __init__(
+            self, collector: _Collector, unit: _Unit, root: Any, final: list[Definition] | None
+        ) -> None:
+            self.file = io.BytesIO()
+            super().__init__(self.file, protocol=5)
+            self.collector = collector
+            self.unit = unit
+            self.root = root
+            self.final = final
+            self.cells: dict[int, tuple[Any, _Cell]] = {}
+
+        def finish(self, obj: Any) -> bytes:
+            self.dump(obj)
+            return self.file.getvalue()
+
+        def reducer_override(self, obj: Any) -> Any:
+            kind = type(obj)
+            if kind is FunctionType:
+                if obj is self.root:
+                    return self.function(obj, True)
+                if not _by_value(obj):
+                    return NotImplemented
+                return self.reference(obj) if _has_own_definition(obj) else self.function(obj, False)
+            if issubclass(kind, type):
+                if obj is self.root:
+                    return self.class_(obj)
+                if obj not in _BUILTIN_TYPES and _by_value(obj):
+                    return self.reference(obj)
+                if light or obj.__flags__ & _HEAP_TYPE:
+                    return NotImplemented
+                return super().reducer_override(obj)  # types that only the `types` module names
+            if issubclass(kind, ModuleType):
+                return self.module(obj)
+            elif kind.__name__ == "_lru_cache_wrapper":
+                if not _resolves(obj, getattr(obj, "__module__", ""), obj.__qualname__) or _by_value(obj):
+                    # Its own reduction names a global, which a worker would not find.
+                    parameters = obj.cache_parameters()
+                    return _cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"])
+            elif light:
+                if kind.__module__ == "typing" and kind.__name__ in ("TypeVar", "ParamSpec", "TypeVarTuple"):
+                    raise _NeedsCloudpickle
+            return NotImplemented if light else super().reducer_override(obj)
+
+        def module(self, module: ModuleType) -> Reduced:
+            name = module.__name__
+            if _importable(name):
+                return _import, (name,)
+            if module is sys.modules.get("__main__"):
+                return _import, ("__main__",)
+            names = vars(module)
+            space = self.collector.space(name, names)
+            state = {key: value for key, value in names.items() if key not in _MODULE_NAMES}
+            return _made_module, (space,), state, None, None, _fill_module
+
+        def reference(self, obj: Any) -> Reduced:
+            if self.final is None:
+                return _ref, (self.unit.position(_node_of(obj)),)
+            definition, index = _address(_node_of(obj))
+            self.final.append(definition)
+            return resolve, ((definition.id, index) if index else (definition.id,))
+
+        def class_(self, cls: type) -> Reduced:
+            from cloudpickle import cloudpickle
+
+            if vars(sys.modules.get(cls.__module__, sys)).get(cls.__name__) is cls:
+                # Plain pickles made in the worker name the class by its module.
+                space = self.collector.space(cls.__module__, vars(sys.modules[cls.__module__]))
+                self.collector.found[space, cls.__name__] = None
+            make, arguments, *rest = cloudpickle._dynamic_class_reduce(cls)
+            if make is cloudpickle._make_skeleton_class and "__slots__" in vars(cls):
+                # cloudpickle sets them on a finished class, which is then one without slots.
+                slots = vars(cls)["__slots__"]
+                slots = (slots,) if isinstance(slots, str) else tuple(slots)
+                kwargs = {**arguments[3], "__slots__": slots}
+                arguments = (*arguments[:3], kwargs, *arguments[4:])
+            return _make_class, (make, arguments), *rest
+
+        def function(self, fn: FunctionType, root: bool) -> Reduced:
+            if root and fn.__globals__.get(fn.__qualname__) is fn and not _uses_real_module(fn):
+                space = self.collector.space(fn.__module__ or "", fn.__globals__)
+                self.collector.found[space, fn.__qualname__] = None
+            cells = None
+            filled: tuple[Any, ...] = ()
+            if fn.__closure__:
+                cells = tuple(map(self.cell, fn.__closure__))
+                filled = tuple(
+                    (stand_in, cell.cell_contents)
+                    for stand_in, cell in zip(cells, fn.__closure__, strict=True)
+                    if _contents(cell) is not _MISSING
+                )
+            space = self.collector.namespace_of(fn)
+            code = _marshal_code(fn.__code__)
+            extra: dict[str, Any] = dict(fn.__dict__)
+            parameters = getattr(fn, "__type_params__", None)
+            state = (
+                fn.__defaults__,
+                fn.__kwdefaults__,
+                _annotations(fn) or None,
+                fn.__doc__,
+                extra or None,
+                parameters or None,
+                filled,
+            )
+            made = (code, space, fn.__name__, fn.__qualname__, fn.__module__, cells, root)
+            return _make_function, made, state, None, None, _fill_function
+
+        def cell(self, cell: CellType) -> _Cell:
+            return self.cells.setdefault(id(cell), (cell, _Cell()))[1]
+
+    return Pickler
+
+
+def _marshal_code(code: CodeType) -> bytes:
+    try:
+        return marshal.dumps(code, _MARSHAL_VERSION)
+    except ValueError:  # a constant that only later versions know
+        return marshal.dumps(code)
+
+
+# Nodes: the parent's view of one by-value object --------------------------------------------------
+
+_serial = 0
+_epoch = 0  # moves when an object's address or the announcement of a global changes
+_announced: dict[tuple[str, str], tuple[Any, int]] = {}
+
+
+def _next_serial() -> int:
+    global _serial
+    _serial += 1
+    return _serial
+
+
+class _Node:
+    """What is known of one by-value function or class; it refers to the object weakly."""
+
+    __slots__ = (
+        "address",
+        "alias",
+        "body",
+        "checked",
+        "closure",
+        "group",
+        "ids",
+        "immutable",
+        "ref",
+        "serial",
+        "stamps",
+    )
+
+    def __init__(self, obj: Any) -> None:
+        key = id(obj)
+        self.serial = _next_serial()
+        self.ref = _weakref.ref(obj, lambda ref: _drop(_nodes, key, ref))
+        self.stamps: list[tuple[Any, Callable[[Any], bool]]] | None = None
+        self.immutable = False  # stamped, and made from nothing that can change at all
+        self.body: _Body | None = None
+        self.address: tuple[Definition, int] | None = None
+        self.alias: tuple[Definition, Definition] | None = None  # the group it stands for, and itself
+        self.ids: list[int] = []  # of the definitions it has been part of, for results under way
+        self.group: Any = None  # bodies, serials and foreign addresses that `address` was made from
+        self.closure: list[_Node] | None = None  # every node reached from here, as of `checked`
+        self.checked = -1
+
+    def fresh(self) -> bool:
+        stamps = self.stamps
+        if stamps is None:
+            return False
+        for ref, holds in stamps:
+            obj = ref()
+            if obj is None or not holds(obj):
+                return False
+        return True
+
+
+_nodes: dict[int, _Node] = {}
+
+
+def _drop(table: dict[int, Any], key: int, ref: Any) -> None:
+    known = table.get(key)
+    if known is not None and known.ref is ref:
+        del table[key]
+
+
+def _node_of(obj: Any) -> _Node:
+    node = _nodes.get(id(obj))
+    if node is None or node.ref() is not obj:
+        node = _nodes[id(obj)] = _Node(obj)
+    return node
+
+
+def _make_body(node: _Node) -> None:
+    obj = node.ref()
+    collector = _Collector()
+    stamps: list[tuple[Any, Callable[[Any], bool]]] | None
+    try:
+        collected = _Stamps()
+        collected.add(obj)
+        stamps = collected.found
+        node.immutable = collected.immutable
+    except _Mutable:
+        stamps = None
+        node.immutable = False
+    # Stamped before pickled: a change in between makes the body newer than its stamp, never older.
+    unit = collector.pickle(obj, root=True)
+    entries = collector.entries()
+    node.stamps = stamps
+    body = _Body(unit, collector.namespaces, entries, collector.imports(entries))
+    body.announce()
+    old = node.body
+    if old is None or old.serials != body.serials or not _equal(old, body):
+        node.body = body
+
+
+def _equal(a: _Body, b: _Body) -> bool:
+    def address(node: _Node) -> Address:
+        return node.serial, 0
+
+    return a.wire(address) == b.wire(address)
+
+
+def _address(root: _Node) -> tuple[Definition, int]:
+    """The definition that holds `root`, made or renewed with everything it refers to where needed."""
+    closure = root.closure
+    if closure is not None and root.checked == _epoch and root.address is not None:
+        for node in closure:
+            if not node.fresh():
+                break
+        else:
+            return root.address
+    with _lock:
+        nodes, edges = _walk(root)
+        for group in _components(root, edges):
+            _settle(group, edges)
+        root.closure = nodes
+        root.checked = _epoch
+        assert root.address is not None
+        return root.address
+
+
+def _walk(root: _Node) -> tuple[list[_Node], dict[_Node, list[_Node]]]:
+    edges: dict[_Node, list[_Node]] = {}
+    todo = [root]
+    keep = []  # the objects must not die while their nodes are built
+    while todo:
+        node = todo.pop()
+        if node in edges:
+            continue
+        keep.append(node.ref())
+        if node.body is None or not node.fresh():
+            _make_body(node)
+        elif not node.body.current():
+            renewed = _Body(node.body.unit, node.body.namespaces, node.body.entries, node.body.imports)
+            renewed.announce()
+            node.body = renewed
+        assert node.body is not None
+        edges[node] = list(dict.fromkeys(node.body.nodes()))
+        todo.extend(edges[node])
+    return list(edges), edges
+
+
+def _components(root: _Node, edges: dict[_Node, list[_Node]]) -> list[list[_Node]]:
+    """Strongly connected components, those referred to first (Tarjan's algorithm, without recursion)."""
+    index: dict[_Node, int] = {}
+    low: dict[_Node, int] = {}
+    stack: list[_Node] = []
+    stacked: set[_Node] = set()
+    result: list[list[_Node]] = []
+    work = [(root, iter(edges[root]))]
+    index[root] = low[root] = 0
+    stack.append(root)
+    stacked.add(root)
+    while work:
+        node, rest = work[-1]
+        for other in rest:
+            if other not in index:
+                index[other] = low[other] = len(index)
+                stack.append(other)
+                stacked.add(other)
+                work.append((other, iter(edges[other])))
+                break
+            if other in stacked:
+                low[node] = min(low[node], index[other])
+        else:
+            work.pop()
+            if work:
+                low[work[-1][0]] = min(low[work[-1][0]], low[node])
+            if low[node] == index[node]:
+                group = []
+                while True:
+                    member = stack.pop()
+                    stacked.discard(member)
+                    group.append(member)
+                    if member is node:
+                        break
+                # The order must not depend on where the walk began, or equal groups would have unequal bytes.
+                result.append(sorted(group, key=lambda member: member.serial))
+    return result
+
+
+def _settle(group: list[_Node], edges: dict[_Node, list[_Node]]) -> None:
+    """Give a group its definition: the one it has when nothing changed, otherwise a new one."""
+    global _epoch
+    places = {node: i for i, node in enumerate(group)}
+    foreign: dict[_Node, tuple[Definition, int]] = {}
+    for node in group:
+        for other in edges[node]:
+            if other not in places:
+                assert other.address is not None
+                foreign[other] = other.address
+    made_from = [(node.serial, node.body) for node in group], [(d.id, i) for d, i in foreign.values()]
+    if all(node.group == made_from for node in group):
+        return
+
+    def address(node: _Node) -> Address:
+        if node in places:
+            return _SELF, places[node]
+        definition, index = foreign[node]
+        return definition.id, index
+
+    bodies = tuple(node.body.wire(address) for node in group if node.body is not None)
+    deps = list({d.id: d for d, _ in foreign.values()}.values())
+    blob = _GROUP + marshal.dumps(bodies, _MARSHAL_VERSION)
+    definition = _shared_definition(blob, deps, group) or _new_definition(blob, deps)
+    _remember(definition, [node.ref() for node in group])
+    for node in group:
+        if node.address is not None and node.address[0] is not definition:
+            _epoch += 1
+        node.address = definition, places[node]
+        node.group = made_from
+        if not node.ids or node.ids[-1] != definition.id:
+            node.ids.append(definition.id)
+            # A global that changes at every submit would otherwise leave an entry for each.
+            if len(node.ids) > _KEEP:
+                _originals.pop(node.ids.pop(0), None)
+
+
+def _shared_definition(blob: bytes, deps: list[Definition], group: list[_Node]) -> Definition | None:
+    """The definition of an equal function that came before: `submit(lambda: 1)` in a loop makes a new one
+    each time.
+
+    Only for functions made from immutable things: two closures over two lists must not share one list.
+    """
+    node = group[0]
+    if len(group) > 1 or not node.immutable or isinstance(node.ref(), type) or len(blob) > 8192:
+        return None
+    key = (blob, tuple(dep.id for dep in deps), node.body.serials if node.body else ())
+    known = _recent.pop(key, None)
+    if known is None:
+        known = _new_definition(blob, deps)
+    _recent[key] = known
+    if len(_recent) > 256:
+        del _recent[next(iter(_recent))]
+    return known
+
+
+_recent: dict[Any, Definition] = {}
+
+
+def _new_definition(blob: bytes, deps: Sequence[Definition]) -> Definition:
+    from rightlane import _native
+
+    made: Definition = _native.Definition(blob, deps)
+    return made
+
+
+# Where results find the parent's objects again ----------------------------------------------------
+
+_originals: dict[int, list[Any]] = {}
+_kept: dict[int, list[Any]] = {}
+_KEEP = 1024
+
+
+def _remember(definition: Definition, members: list[Any]) -> None:
+    """Objects of a module live on by themselves. A local class may have died when a result that needs it
+    arrives; the latest ones are therefore kept.
+    """
+    key = definition.id
+
+    def forget_when_dead(_: Any) -> None:
+        refs = _originals.get(key)
+        if refs is not None and all(ref() is None for ref in refs):
+            _originals.pop(key, None)
+
+    refs = [_weakref.ref(member, forget_when_dead) for member in members]
+    known = _originals.get(key)
+    if known is not None:  # equal functions share a definition; any that lives will do
+        refs = [old if old() is not None else new for old, new in zip(known, refs, strict=True)]
+    _originals[key] = refs
+    local = [m for m in members if isinstance(m, type) and "<locals>" in m.__qualname__]
+    if local:
+        _kept[key] = local
+        if len(_kept) > _KEEP:
+            del _kept[next(iter(_kept))]
+
+
+def resolve_parent(definition_id: int, index: int = 0) -> Any:
+    """The parent's own function or class behind a definition. Pickled results call this."""
+    refs = _originals.get(definition_id)
+    obj = refs[index]() if refs is not None and index < len(refs) else None
+    if obj is None:
+        raise _pickle.UnpicklingError(
+            f"the function or class behind definition {definition_id} no longer exists in this process"
+        )
+    return obj
+
+
+# What the parent calls ----------------------------------------------------------------------------
+
+
+class _Referenced:
+    """A callable that travels as one plain pickle, and the definition it had last."""
+
+    __slots__ = ("definition", "deps", "fixed", "ref")
+
+    def __init__(self, ref: Any, definition: Definition, deps: list[int], fixed: bytes) -> None:
+        self.ref = ref
+        self.definition = definition
+        self.deps = deps
+        self.fixed = fixed
+
+
+_references: dict[int, _Referenced] = {}
+
+
+def record(fn: Callable[..., Any]) -> Definition:
+    """The definition of a callable, the same object for as long as nothing it was made from changes.
+
+    Raises `Unsendable` with a path that starts at `fn`.
+    """
+    try:
+        return _record(fn)
+    except Unsendable as error:
+        raise Unsendable(find_culprit(fn, "fn"), error.reason) from error.__cause__
+
+
+def _record(fn: Callable[..., Any]) -> Definition:
+    kind = type(fn)
+    if kind is FunctionType or isinstance(fn, type):
+        if _by_value(fn):
+            node = _node_of(fn)
+            definition, index = _address(node)
+            if not index:
+                return definition
+            # A group's own id means its first member.
+            if node.alias is None or node.alias[0] is not definition:
+                blob = _ALIAS + marshal.dumps((definition.id, index), _MARSHAL_VERSION)
+                node.alias = definition, _new_definition(blob, [definition])
+                _remember(node.alias[1], [fn])
+            return node.alias[1]
+        known = _references.get(id(fn))
+        if known is not None and known.ref() is fn:
+            return known.definition
+    return _record_pickled(fn)
+
+
+def _record_pickled(fn: Callable[..., Any]) -> Definition:
+    # Bound methods are made anew at each access; what they are bound to is what lasts.
+    anchor = fn.__self__ if isinstance(fn, MethodType) else fn
+    key = id(anchor) ^ id(fn.__func__) if isinstance(fn, MethodType) else id(fn)
+    deps: list[Definition] = []
+    try:
+        data = _pickle.dumps(fn, 5)
+    except Exception:
+        data = b"__main__"
+    if b"__main__" in data:
+        data, deps = _dumps(fn)
+    known = _references.get(key)
+    ids = [dep.id for dep in deps]
+    if known is not None and known.ref() is anchor and known.fixed == data and known.deps == ids:
+        return known.definition
+    definition = _new_definition(_PLAIN + data, deps)
+    try:
+        ref = _weakref.ref(anchor, lambda ref: _drop(_references, key, ref))
+    except TypeError:
+        return definition
+    _references[key] = _Referenced(ref, definition, ids, data)
+    return definition
+
+
+def dumps(obj: Any, name: str = "args") -> tuple[bytes, list[Definition]]:
+    """Pickle arguments that plain pickling refuses or would tie to `__main__`, with the definitions they
+    refer to.
+
+    Raises `Unsendable` with a path that starts at `name`.
+    """
+    try:
+        return _dumps(obj)
+    except Unsendable as error:
+        raise Unsendable(find_culprit(obj, name), error.reason) from error.__cause__
+
+
+def _dumps(obj: Any) -> tuple[bytes, list[Definition]]:
+    deps: list[Definition] = []
+    collector = _Collector()
+    unit = collector.pickle(obj, final=deps)
+    entries = collector.entries()
+    data = unit.data
+    if entries or collector.namespaces:
+        with _lock:
+            body = _Body(unit, collector.namespaces, entries, collector.imports(entries))
+            body.announce()
+
+            def address(node: _Node) -> Address:
+                definition, index = _address(node)
+                deps.append(definition)
+                return definition.id, index
+
+            data = _pickle.dumps(_Loaded(marshal.dumps(body.wire(address), _MARSHAL_VERSION)), 5)
+    return data, list({dep.id: dep for dep in deps}.values())
+
+
+class _Loaded:
+    """Pickles as a call of `_load_body`."""
+
+    __slots__ = ("wire",)
+
+    def __init__(self, wire: bytes) -> None:
+        self.wire = wire
+
+    def __reduce__(self) -> Reduced:
+        return _load_body, (self.wire,)
+
+
+# Which part of an object cannot be sent -----------------------------------------------------------
+
+
+def find_culprit(
+    obj: Any, root_name: str, dump: Callable[[Any], object] | None = None, seconds: float = 2.0
+) -> str:
+    """The path of the smallest part of `obj` that cannot be pickled, found by pickling its parts with `dump`.
+
+    The walk ends at 24 levels, 2,000 attempts or after `seconds`; the path is then that of the smallest part
+    known so far.
+    """
+    import time
+
+    deadline = time.monotonic() + seconds
+    attempts = 2000
+    path = root_name
+    seen = {id(obj)}
+    for _ in range(24):
+        for step, part in _parts_of(obj):
+            attempts -= 1
+            if attempts < 0 or time.monotonic() > deadline:
+                return path
+            if id(part) not in seen and not _picklable(part, dump or _dumps):
+                seen.add(id(part))
+                obj, path = part, path + step
+                break
+        else:
+            break
+    return path
+
+
+def _picklable(obj: Any, dump: Callable[[Any], object]) -> bool:
+    if type(obj) in _ATOMS:
+        return True
+    try:
+        dump(obj)
+    except Exception:
+        return False
+    return True
+
+
+def _parts_of(obj: Any) -> Iterator[tuple[str, Any]]:
+    """The parts of an object that pickling visits, with the step that leads to each. Never raises."""
+    try:
+        yield from _steps(obj)
+    except Exception:
+        return
+
+
+def _steps(obj: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(obj, dict):
+        for key, value in list(dict.items(obj)):
+            yield f"[{_short(key)}]", value
+            yield f".key({_short(key)})", key
+    elif isinstance(obj, list | tuple):
+        for i, value in enumerate(list(obj)):
+            yield f"[{i}]", value
+    elif isinstance(obj, set | frozenset):
+        for value in list(obj):
+            yield f".element({_short(value)})", value
+    if isinstance(obj, MethodType):
+        yield ".__self__", obj.__self__
+        return
+    if isinstance(obj, FunctionType):
+        for name, cell in zip(obj.__code__.co_freevars, obj.__closure__ or (), strict=False):
+            if (value := _contents(cell)) is not _MISSING:
+                yield f".<cell {name}>", value
+        for i, value in enumerate(obj.__defaults__ or ()):
+            yield f".__defaults__[{i}]", value
+        for name, value in (obj.__kwdefaults__ or {}).items():
+            yield f".__kwdefaults__[{name!r}]", value
+        if not _uses_real_module(obj):
+            for name in _global_names(obj.__code__)[0]:
+                if name in obj.__globals__:
+                    yield f".__globals__[{name!r}]", obj.__globals__[name]
+    if isinstance(obj, type):
+        for name, value in list(vars(obj).items()):
+            if name not in ("__dict__", "__weakref__"):
+                yield f".{name}", getattr(value, "__func__", value)
+        return
+    if type(obj).__name__ == "partial" and type(obj).__module__ == "functools":
+        yield ".func", obj.func
+        yield from ((f".args[{i}]", value) for i, value in enumerate(obj.args))
+        yield from ((f".keywords[{name!r}]", value) for name, value in obj.keywords.items())
+    state = getattr(obj, "__dict__", None)
+    getstate: Any = type(obj).__getstate__
+    if getstate is not object.__getstate__:
+        state = obj.__getstate__()
+        state = state[0] if isinstance(state, tuple) and state and isinstance(state[0], dict) else state
+    kind = type(obj)
+    if kind not in _ATOMS and not isinstance(obj, FunctionType | ModuleType) and _by_value(kind):
+        yield ".__class__", kind
+    if isinstance(state, dict):
+        for name, value in list(state.items()):
+            yield (f".{name}" if isinstance(name, str) else f".__dict__[{_short(name)}]"), value
+    for kind in type(obj).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else tuple(slots):
+            if name not in ("__dict__", "__weakref__") and hasattr(obj, name):
+                yield f".{name}", getattr(obj, name)
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# Worker side --------------------------------------------------------------------------------------
+
+
+class _Worker:
+    """All that a worker knows of its parent's definitions."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[int, bytes] = {}
+        self.groups: dict[int, tuple[Any, ...]] = {}
+        self.objects: dict[Address, Any] = {}
+        self.addresses: dict[int, Address] = {}  # by id(): the object is held by `objects`
+        self.aliases: dict[int, Address] = {}
+        self.spaces: dict[str, dict[str, Any]] = {}
+        self.modules: dict[str, ModuleType] = {}  # those that no import finds, by namespace key
+        self.sent: dict[tuple[str, str], tuple[Any, Any]] = {}
+        self.loading: list[_Load] = []
+        self.undo: list[Callable[[], object]] = []  # what the outermost load under way did, to be taken back
+
+    def resolve(self, definition_id: int, index: int) -> Any:
+        obj = self.objects.get((definition_id, index), _MISSING)
+        if obj is not _MISSING:
+            return obj
+        with _lock:
+            if not self.loading:
+                self.resolve_foundations(definition_id)
+            obj = self.objects.get((definition_id, index), _MISSING)
+            return obj if obj is not _MISSING else self.load(definition_id, index)
+
+    def resolve_foundations(self, definition_id: int) -> None:
+        """Load what a definition refers to from the bottom up: a long chain of functions must not recurse."""
+        order: list[int] = []
+        seen: set[int] = set()
+        todo = [(definition_id, False)]
+        while todo:
+            each, visited = todo.pop()
+            if visited:
+                order.append(each)
+            elif each not in seen and (each, 0) not in self.objects:
+                seen.add(each)
+                todo.append((each, True))
+                todo.extend((other, False) for other in self.foundations(each))
+        for each in order[:-1]:
+            for index in range(len(self.groups.get(each, ()))):
+                if (each, index) not in self.objects:
+                    self.load(each, index)
+
+    def foundations(self, definition_id: int) -> Iterator[int]:
+        group = self.groups.get(definition_id)
+        if group is None:
+            blob = self.blobs.get(definition_id, b"")
+            if blob[:1] == _ALIAS:
+                yield marshal.loads(memoryview(blob)[1:])[0]
+            if blob[:1] != _GROUP:
+                return
+            group = self.groups[definition_id] = marshal.loads(memoryview(blob)[1:])
+        for _, refs, _, entries, _ in group:
+            named = list(refs)
+            for _, _, kind, value in entries:
+                named += [value] if kind == _REF else value[1] if kind == _BLOB else ()
+            yield from (other for other, _ in named if other != _SELF)
+
+    def load(self, definition_id: int, index: int) -> Any:
+        group = self.groups.get(definition_id)
+        if group is None:
+            blob = self.blobs.get(definition_id)
+            if blob is None:
+                raise _pickle.UnpicklingError(f"definition {definition_id} was never sent to this worker")
+            kind, data = blob[:1], memoryview(blob)[1:]
+            if kind == _PLAIN:
+                # Without an address: a result names such an object as its own pickle does.
+                obj = self.objects[definition_id, 0] = _pickle.loads(data)
+                return obj
+            if kind == _ALIAS:
+                obj = self.resolve(*marshal.loads(data))
+                self.objects[definition_id, 0] = obj
+                return obj
+            group = self.groups[definition_id] = marshal.loads(data)
+        load = _Load(definition_id, index, group[index])
+        start = len(self.undo)
+        self.loading.append(load)
+        try:
+            obj = _pickle.loads(load.data)
+        except BaseException:
+            # The next task must find neither what is half filled, nor what was loaded meanwhile and refers to
+            # it.
+            while len(self.undo) > start:
+                self.undo.pop()()
+            raise
+        finally:
+            self.loading.pop()
+            if not self.loading:
+                self.undo.clear()
+        return obj
+
+    def register(self, address: Address, obj: Any) -> None:
+        self.objects[address] = obj
+        self.addresses[id(obj)] = address
+
+    def unregister(self, address: Address) -> None:
+        obj = self.objects.pop(address, _MISSING)
+        if obj is not _MISSING and self.addresses.get(id(obj)) == address:
+            del self.addresses[id(obj)]
+
+    def created(self, obj: Any) -> None:
+        """The object being loaded exists, still empty: from here on, cycles find it."""
+        load = self.loading[-1]
+        address = load.definition_id, load.index
+        self.register(address, obj)
+        self.undo.append(lambda: self.unregister(address))
+        self.install(load)
+
+    def reference(self, load: _Load, address: Address) -> Any:
+        definition_id, index = address
+        return self.resolve(load.definition_id if definition_id == _SELF else definition_id, index)
+
+    def install(self, load: _Load) -> None:
+        for name in load.imports:
+            _import(name)
+        for space, name, kind, value in load.entries:
+            key: Any = (kind, value)
+            if kind == _REF:
+                key = (kind, (load.definition_id if value[0] == _SELF else value[0], value[1]))
+            elif kind == _BLOB:
+                key = (
+                    kind,
+                    value[0],
+                    [(load.definition_id if r[0] == _SELF else r[0], r[1]) for r in value[1]],
+                )
+            last = self.sent.get((space, name))
+            if last is not None and last[0] == key:
+                continue
+            names = self.namespace(space, load)
+            if name in names and (last is None or names[name] is not last[1]):
+                continue  # bound by the worker itself, which wins
+            if kind == _GONE:
+                self.bind(names, space, name, key, _MISSING)
+                continue
+            if kind == _REF:
+                made = self.reference(load, value)
+            elif kind == _MODULE:
+                made = _import(value)
+            else:
+                made = self.unpickle_global(load, value)
+            last = self.sent.get((space, name))
+            if last is None or last[0] != key:  # a nested load may have installed it
+                self.bind(names, space, name, key, made)
+
+    def bind(self, names: dict[str, Any], space: str, name: str, key: Any, value: Any) -> None:
+        before, sent = names.get(name, _MISSING), self.sent.get((space, name))
+
+        def put(value: Any, sent: tuple[Any, Any] | None) -> None:
+            if value is _MISSING:
+                names.pop(name, None)
+            else:
+                names[name] = value
+            if sent is None:
+                self.sent.pop((space, name), None)
+            else:
+                self.sent[space, name] = sent
+
+        put(value, (key, value))
+        self.undo.append(lambda: put(before, sent))
+
+    def unpickle_global(self, load: _Load, unit: tuple[bytes, tuple[Address, ...]]) -> Any:
+        self.loading.append(load.part(unit))
+        try:
+            return _pickle.loads(unit[0])
+        finally:
+            self.loading.pop()
+
+    def namespace(self, key: str, load: _Load | None = None) -> dict[str, Any]:
+        names = self.spaces.get(key)
+        if names is None:
+            if key.startswith("import "):
+                names = vars(_import(key[7:]))
+            elif key == "__main__":
+                names = vars(sys.modules["__main__"])
+            else:
+                described = dict(load.namespaces).get(key) if load is not None else None
+                module, package, file = described or (key.partition(" ")[0], None, None)
+                # The module object carries the namespace; it stays out of sys.modules, where imports would
+                # find it.
+                made = self.modules[key] = ModuleType(module or "__main__")
+                names = vars(made)
+                names["__builtins__"] = sys.modules["builtins"]
+                names["__package__"] = package
+                if file is not None:
+                    names["__file__"] = file
+            self.spaces[key] = names
+        return names
+
+
+class _Load:
+    """One body being unpickled: whose it is, and what its positions mean."""
+
+    __slots__ = ("data", "definition_id", "entries", "imports", "index", "namespaces", "refs")
+
+    def __init__(self, definition_id: int, index: int, wire: tuple[Any, ...]) -> None:
+        self.definition_id = definition_id
+        self.index = index
+        self.data, self.refs, self.namespaces, self.entries, self.imports = wire
+
+    def part(self, unit: tuple[bytes, tuple[Address, ...]]) -> _Load:
+        return _Load(self.definition_id, self.index, (*unit, self.namespaces, (), ()))
+
+
+_worker = _Worker()
+
+
+def start_worker(
+    main_file: str | None = None, main_name: str | None = None, main_package: str | None = None
+) -> None:
+    """Give this process an empty `__main__` and forget every definition.
+
+    `main_file`, `main_name` (the module name given to `python -m`) and `main_package` are those of the
+    parent's main module, which is never run here.
+    """
+    global _worker
+    main = ModuleType("__main__")
+    names = vars(main)
+    names["__builtins__"] = sys.modules["builtins"]
+    if main_file is not None:
+        names["__file__"] = main_file
+    if main_package is not None:
+        names["__package__"] = main_package
+    if main_name is not None:
+        spec: Any = getattr(sys, "__spec__", None)  # spares the import of importlib.machinery
+        main.__spec__ = type(spec)(main_name, None, origin=main_file)
+    sys.modules["__main__"] = main
+    _worker = _Worker()
+
+
+def define(definition_id: int, blob: bytes) -> None:
+    """Store a definition. Nothing is unpickled, so no code of the user runs."""
+    _worker.blobs[definition_id] = blob
+
+
+def forget(definition_id: int) -> None:
+    """Drop a definition that no message will name again. Objects that the user's code still holds live on.
+
+    Classes keep their address: an instance may still come back, and sent by value, it would reset the
+    parent's class.
+    """
+    worker = _worker
+    worker.blobs.pop(definition_id, None)
+    group = worker.groups.pop(definition_id, None)
+    for index in range(len(group) if group else 1):
+        if not isinstance(worker.objects.get((definition_id, index)), type):
+            worker.unregister((definition_id, index))
+
+
+def resolve(definition_id: int, index: int = 0) -> Any:
+    """The function, class or callable behind a definition, unpickled when first asked for."""
+    return _worker.resolve(definition_id, index)
+
+
+def dumps_result(obj: Any, name: str = "result") -> bytes:
+    """Pickle a result that plain pickling refuses or would tie to `__main__`.
+
+    What came from the parent goes back as its id. What the task itself made goes by value, through
+    cloudpickle. Raises `Unsendable` with a path that starts at `name`.
+    """
+    try:
+        return dumps_back(obj)
+    except Unsendable as error:
+        raise Unsendable(find_culprit(obj, name, dumps_back), error.reason) from error.__cause__
+
+
+def dumps_back(obj: Any) -> bytes:
+    """As `dumps_result`, without looking for the part that cannot be pickled."""
+    for light in (True, False):
+        try:
+            data: bytes = _result_pickler(light)().finish(obj)
+            return data
+        except MemoryError:
+            raise
+        except Exception as error:
+            if not light or not isinstance(error, _RETRY):
+                raise Unsendable("", _reason(error)) from error
+    raise AssertionError("unreachable")
+
+
+_result_pickler_kinds: dict[bool, Any] = {}
+
+
+def _result_pickler(light: bool) -> Any:
+    kind = _result_pickler_kinds.get(light)
+    if kind is None:
+        import io
+
+        if light:
+            base: Any = _pickle.Pickler
+        else:
+            import cloudpickle
+
+            base = cloudpickle.Pickler
+
+        class ResultPickler(base):  # type: ignore[misc]
+            def __init__(self) -> None:
+                self.file = io.BytesIO()
+                super().__init__(self.file, protocol=5)
+
+            def finish(self, obj: Any) -> bytes:
+                self.dump(obj)
+                return self.file.getvalue()
+
+            def reducer_override(self, obj: Any) -> Any:
+                kind = type(obj)
+                if kind is FunctionType or issubclass(kind, type):
+                    address = _worker.addresses.get(id(obj))
+                    if address is not None:
+                        return resolve_parent, (address if address[1] else address[:1])
+                    if light and obj not in _BUILTIN_TYPES and _by_value(obj):
+                        raise _NeedsCloudpickle
+                elif light and issubclass(kind, ModuleType):
+                    raise _NeedsCloudpickle
+                return NotImplemented if light else super().reducer_override(obj)
+
+        kind = _result_pickler_kinds[light] = ResultPickler
+    return kind
+
+
+# What pickles call in the worker ------------------------------------------------------------------
+
+
+def _ref(position: int) -> Any:
+    load = _worker.loading[-1]
+    return _worker.reference(load, load.refs[position])
+
+
+def _load_body(wire: bytes) -> Any:
+    """Arguments that hold functions: their globals first, then the arguments themselves."""
+    with _lock:
+        load = _Load(0, 0, marshal.loads(wire))
+        worker = _worker
+        worker.loading.append(load)
+        try:
+            worker.install(load)
+            return _pickle.loads(load.data)
+        finally:
+            worker.loading.pop()
+            if not worker.loading:
+                worker.undo.clear()
+
+
+def _import(name: str) -> Any:
+    __import__(name)
+    return sys.modules[name]
+
+
+def _made_module(space: str) -> ModuleType:
+    worker = _worker
+    worker.namespace(space, worker.loading[-1] if worker.loading else None)
+    return worker.modules[space]
+
+
+def _fill_module(module: ModuleType, state: dict[str, Any]) -> None:
+    vars(module).update(state)
+
+
+def _new_cell() -> CellType:
+    return CellType()
+
+
+def _make_class(make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    cls = make(*arguments)
+    _worker.created(cls)
+    return cls
+
+
+def _make_function(
+    code: bytes,
+    space: str,
+    name: str,
+    qualname: str,
+    module: str | None,
+    cells: tuple[CellType, ...] | None,
+    root: bool,
+) -> FunctionType:
+    worker = _worker
+    load = worker.loading[-1] if worker.loading else None
+    fn = FunctionType(marshal.loads(code), worker.namespace(space, load), name, None, cells)
+    fn.__qualname__ = qualname
+    fn.__module__ = module  # type: ignore[assignment]
+    if root:
+        worker.created(fn)
+    return fn
+
+
+def _fill_function(fn: FunctionType, state: tuple[Any, ...]) -> None:
+    defaults, kwdefaults, annotations, doc, attributes, parameters, filled = state
+    fn.__defaults__ = defaults
+    fn.__kwdefaults__ = kwdefaults
+    fn.__doc__ = doc
+    if annotations:
+        fn.__annotations__ = annotations
+    if attributes:
+        fn.__dict__.update(attributes)
+    if parameters:
+        fn.__type_params__ = parameters  # type: ignore[attr-defined,unused-ignore]
+    for cell, value in filled:
+        cell.cell_contents = value
+
+
+def _cached(fn: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
+    from functools import lru_cache
+
+    return lru_cache(maxsize, typed)(fn)

@@ -1,0 +1,124 @@
+"""The errors a user meets: one tree under `RightlaneError`, each also the standard type that existing code
+catches.
+
+Importing this imports `concurrent.futures`; the package therefore loads it only when a name of it is asked
+for, and a worker never does on its normal path. Cancellation has no class here: it is the standard
+`CancelledError`.
+
+Every class survives `pickle` and `copy`: errors are themselves sent between processes, and logged by tools
+that copy them.
+"""
+
+from __future__ import annotations
+
+import pickle
+import signal as _signal
+from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures.thread import BrokenThreadPool
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["BrokenExecutor", "RemoteTraceback", "RightlaneError", "SerializationError", "WorkerLost"]
+
+
+class RightlaneError(Exception):
+    """Base of every error that Rightlane itself raises. Errors of user functions pass as they are."""
+
+
+class BrokenExecutor(RightlaneError, BrokenProcessPool, BrokenThreadPool):
+    """The executor can run nothing any more; every pending future gets this, and so does a later `submit`.
+
+    Raised when an initializer fails, when workers fail to start three times in a row without running a task,
+    and for what was pending at `shutdown(kill=True)`. The cause, where there is one, is `__cause__`. Make a
+    new executor.
+    """
+
+
+class WorkerLost(RightlaneError, BrokenProcessPool):
+    """The worker died while it ran this task. The executor lives on and has replaced it; other tasks are
+    unharmed.
+
+    Parameters (each also an attribute)
+    ----------
+    pid : int
+        The process that died.
+    signal : int or None
+        The signal that ended it, if one did.
+    exit_code : int or None
+        Its exit code, if it left by itself. Both are None when nobody was left to see how it ended.
+    task : str
+        What it was running.
+    attempt : int
+        Which attempt at the task this was, from 1.
+    """
+
+    def __init__(
+        self, pid: int, signal: int | None, exit_code: int | None, task: str, attempt: int = 1
+    ) -> None:
+        super().__init__(pid, signal, exit_code, task, attempt)
+        self.pid = pid
+        self.signal = signal
+        self.exit_code = exit_code
+        self.task = task
+        self.attempt = attempt
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            try:
+                ending = f"was ended by {_signal.Signals(self.signal).name}"
+            except ValueError:
+                ending = f"was ended by signal {self.signal}"
+        elif self.exit_code is not None:
+            ending = f"left with exit code {self.exit_code}"
+        else:
+            ending = "is gone, exit status unknown"
+        return f"worker {self.pid} {ending} while it ran {self.task} (attempt {self.attempt})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = (self.pid, self.signal, self.exit_code, self.task, self.attempt)
+        return type(self), arguments, self.__dict__
+
+
+class SerializationError(RightlaneError, pickle.PicklingError):
+    """A function, argument, result or exception cannot travel between processes. Only its task fails.
+
+    Parameters
+    ----------
+    message : str
+        What failed and what to do about it.
+    path : str
+        The part that cannot be sent, as in `args[0]['config'].lock`; also an attribute. Empty when it is
+        unknown.
+    """
+
+    def __init__(self, message: str = "", path: str = "") -> None:
+        super().__init__(message, path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.path), self.__dict__
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an exception raised in a worker, as text. It is the cause of that exception.
+
+    Parameters
+    ----------
+    text : str
+        The traceback as the worker would have printed it.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.text,), self.__dict__

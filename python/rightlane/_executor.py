@@ -1,0 +1,363 @@
+"""`rightlane.Executor`: the face of the engine. It checks, names and documents; the work is done in Rust."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import sys
+import threading
+from concurrent.futures import thread as _thread_pool
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+
+from rightlane import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+
+    from rightlane._future import Future
+
+__all__ = ["Executor", "ExecutorView"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Lane = Literal["auto", "process", "thread", "inline"]
+
+_LANES = ("auto", "process", "thread", "inline")
+_MOST_WORKERS = 4096
+_EXIT_PATIENCE_S = 5.0
+
+
+class ExecutorView(concurrent.futures.Executor):
+    """An executor seen through options: shares its pool, and ends with it. Made by `Executor.options`."""
+
+    _engine: _native.Engine
+    _lane: Lane
+
+    def __init__(self, engine: _native.Engine, lane: Lane) -> None:
+        self._engine = engine
+        self._lane = lane
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run `fn(*args, **kwargs)` in the lane and return its future, at once.
+
+        In the process lane the function and its arguments are pickled here, in the calling thread: what happens to
+        them afterwards does not reach the task. Functions, classes, lambdas and closures of `__main__`, of a REPL
+        and of notebook cells work; there is no need for a `__main__` guard.
+
+        Parameters
+        ----------
+        fn : callable
+            What to run. Not a coroutine function.
+        *args, **kwargs
+            Its arguments. All of them are the function's: options go through `Executor.options`.
+
+        Raises
+        ------
+        TypeError
+            `fn` is not callable, or is a coroutine function.
+        RuntimeError
+            The executor was shut down, or the interpreter is exiting.
+        BrokenExecutor
+            An initializer failed, or workers could not be started.
+
+        What cannot be pickled fails the future with `SerializationError`, except in lane "auto", where it runs in a
+        thread. May be called from any thread.
+
+        >>> import rightlane as rl
+        >>> with rl.Executor() as ex:
+        ...     ex.submit(lambda a, b: a + b, 1, b=2).result(timeout=60)
+        3
+        """
+        future: Future[T] = self._engine.submit(self._lane, fn, args, kwargs)
+        return future
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Run `fn` on each item, and yield the results in order. The work starts at the call.
+
+        Items travel in batches sized by measured time; errors stay per item. Inputs whose length is known are read
+        at the call. Others are read at most 10,000 items ahead of the iteration; `shutdown(wait=True)` and the end
+        of `with` read on until such an input ends. An endless input needs iteration or `buffersize`.
+
+        A map that is never iterated runs all the same. Dropping or closing a partly iterated one cancels the
+        rest, and so does an exception that it raises.
+
+        Parameters
+        ----------
+        fn : callable
+            Called with one item of each iterable.
+        *iterables : iterable
+            Read in the calling thread, in parallel, until the shortest ends.
+        timeout : float, optional
+            Seconds from this call after which waiting for a result raises TimeoutError. Default: none.
+        chunksize : int, optional
+            Items per batch, at least 1. Default: measured.
+        buffersize : int, optional
+            At most so many items are read and not yet yielded, at least 1. Default: no such bound. The
+            input of such a map is read by its iteration only.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument makes no sense. Whatever reading an iterable raises at the call is raised here, later on
+            in its place among the results.
+
+        >>> import rightlane as rl
+        >>> with rl.Executor() as ex:
+        ...     list(ex.map(pow, [1, 2, 3], [2, 2, 2]))
+        [1, 4, 9]
+        """
+        _at_least_one("chunksize", chunksize)
+        _at_least_one("buffersize", buffersize)
+        if not iterables:
+            raise TypeError("map() needs at least one iterable")
+        spread = len(iterables) > 1
+        items: Iterator[Any] = zip(*iterables, strict=False) if spread else iter(iterables[0])
+        sized = any(hasattr(type(iterable), "__len__") for iterable in iterables)
+        return self._engine.map(self._lane, fn, items, spread, sized, buffersize, timeout, chunksize)
+
+    def options(self, *, lane: Lane | None = None) -> ExecutorView:
+        """The same pool, with other options, as an object with `submit` and `map`.
+
+        Options are not mixed with the function's own keywords this way.
+
+        Parameters
+        ----------
+        lane : {"auto", "process", "thread", "inline"}, optional
+            Where its tasks run. Default: as here.
+
+        >>> import rightlane as rl
+        >>> with rl.Executor() as ex:
+        ...     ex.options(lane="thread").submit(len, "abc").result(timeout=60)
+        3
+        """
+        return ExecutorView(self._engine, self._lane if lane is None else _lane(lane))
+
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, kill: bool = False
+    ) -> None:
+        """End the pool. What was accepted is finished first, unless told otherwise. May be called again.
+
+        Parameters
+        ----------
+        wait : bool
+            Return only when everything is done and no process or thread of the pool is left.
+        cancel_futures : bool
+            Cancel what nobody has begun.
+        kill : bool
+            Cancel what nobody has begun and kill the workers: their tasks fail with `WorkerLost`. Threads cannot
+            be killed; their tasks go on.
+
+        Ctrl-C interrupts the waiting, not the work.
+        """
+        engine = self._engine
+        if wait and not (cancel_futures or kill):
+            # From here on no new calls, but maps go on reading what they were promised to read.
+            engine.read_on()
+        engine.close(cancel_futures, kill)
+        if wait:
+            engine.wait_drained(None)
+            _join(engine)
+
+
+class Executor(ExecutorView):
+    """Runs functions in worker processes, in threads or inline; a real `concurrent.futures.Executor`.
+
+    Parameters
+    ----------
+    max_workers : int, optional
+        A hard cap on started, unfinished tasks, over all lanes. Default: the CPU budget (affinity and control group
+        quota, rounded up); for lane "thread", `min(32, budget + 4)`. Inline tasks take no worker.
+    lane : {"auto", "process", "thread", "inline"}
+        Where tasks run. "process": in worker processes. "thread": in threads of this process. "inline": in the
+        caller, during `submit`. "auto" (the default): in worker processes; in a thread what cannot be pickled.
+    initializer : callable, optional
+        Called once in each worker process and each lane thread before its first task; inline never. If it
+        raises, the executor is broken.
+    initargs : tuple
+        Its arguments.
+    thread_name_prefix : str
+        Names of lane threads begin with it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument makes no sense.
+    SerializationError
+        The initializer cannot be sent to workers.
+    RuntimeError
+        This interpreter is frozen or embedded, so that no worker process can be started.
+
+    Worker processes are forked from a fresh interpreter, never from this process. A worker that dies costs the task
+    it was running, whose future gets `WorkerLost`; it is replaced, and what had not begun runs elsewhere. May be used
+    from any thread. After a fork of this process the child has a fresh, empty executor.
+
+    As a context manager it waits at the end. The first Ctrl-C inside raises KeyboardInterrupt and still waits for
+    what was accepted; a second one kills the workers.
+
+    >>> import rightlane as rl
+    >>> with rl.Executor(2) as ex:
+    ...     sorted(ex.map(lambda n: n * n, range(4)))
+    [0, 1, 4, 9]
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        lane: Lane = "auto",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        thread_name_prefix: str = "",
+    ) -> None:
+        lane = _lane(lane)
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be callable or None, not {type(initializer).__name__}")
+        if not isinstance(thread_name_prefix, str):
+            raise TypeError(f"thread_name_prefix must be a str, not {type(thread_name_prefix).__name__}")
+        workers = _default_workers(lane) if max_workers is None else _workers(max_workers)
+        processes = lane in ("auto", "process")
+        if processes:
+            _prepare_template()
+        name = thread_name_prefix or f"rightlane-{_next_number()}"
+        engine = _native.Engine(workers, processes, initializer, tuple(initargs), name)
+        super().__init__(engine, lane)
+        self._max_workers = workers
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} lane={self._lane!r} max_workers={self._max_workers}>"
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.shutdown(wait=True)
+        except KeyboardInterrupt:
+            if error is None or not isinstance(error, KeyboardInterrupt):
+                # The first Ctrl-C came while we waited: it is raised, and what was accepted is still finished.
+                try:
+                    self.shutdown(wait=True)
+                except KeyboardInterrupt:
+                    self.shutdown(wait=True, kill=True)
+                raise
+            self.shutdown(wait=True, kill=True)
+            raise
+
+
+_numbers = iter(range(sys.maxsize))
+
+
+def _next_number() -> int:
+    return next(_numbers)
+
+
+def _lane(lane: object) -> Lane:
+    if isinstance(lane, str) and lane in _LANES:
+        return lane  # type: ignore[return-value]
+    known = ", ".join(repr(name) for name in _LANES)
+    raise ValueError(f"unknown lane {lane!r}; use one of {known}")
+
+
+def _workers(max_workers: object) -> int:
+    if isinstance(max_workers, bool) or not hasattr(type(max_workers), "__index__"):
+        kind = type(max_workers).__name__
+        raise TypeError(f"max_workers must be an integer or None, not {kind}")
+    number = max_workers.__index__()  # type: ignore[attr-defined]
+    if number <= 0:
+        raise ValueError(f"max_workers must be at least 1, not {number}; leave it out to use the CPU budget")
+    return min(int(number), _MOST_WORKERS)
+
+
+def _default_workers(lane: Lane) -> int:
+    budget = _native.cpu_budget()[2]
+    return min(32, budget + 4) if lane == "thread" else budget
+
+
+def _at_least_one(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be an integer or None, not {type(value).__name__}")
+    if value.__index__() < 1:  # type: ignore[attr-defined]
+        raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+_prepared = False
+
+
+def _prepare_template() -> None:
+    """Tell the native half, once, how to start a template: this interpreter, with this package."""
+    global _prepared
+    if sys.platform != "linux":
+        raise RuntimeError(
+            f"worker processes need Linux 5.10 or newer, and this is {sys.platform}; "
+            'use Executor(lane="thread"); `rightlane doctor` shows what works here'
+        )
+    if not _prepared:
+        from rightlane import _world
+
+        argv, environment = _world.template_command()
+        home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        code = f"import sys; sys.path.insert(0, {home!r}); from rightlane import _template; _template.main()"
+        argv = [*argv, "-c", code]
+        env = [os.fsencode(name) + b"=" + os.fsencode(value) for name, value in environment.items()]
+        _native.set_template_program(os.fsencode(argv[0]), [os.fsencode(part) for part in argv], env)
+        if _world.needs_site():
+            _native.want_site()
+        _prepared = True
+
+
+def _join(engine: _native.Engine) -> None:
+    current = threading.current_thread()
+    for thread in engine.threads():
+        if thread is not current:
+            thread.join()
+    if not _native.any_open():
+        _native.stop_completions()
+
+
+def _at_exit() -> None:
+    """Finish what was accepted before the interpreter's threads end (rules 2 and 17)."""
+    engines = _native.begin_exit()
+    for engine in engines:
+        try:
+            engine.read_on()
+            engine.close(False, False)
+            if not engine.wait_drained(_EXIT_PATIENCE_S):
+                _name_open_tasks(engine)
+                engine.wait_drained(None)
+        except KeyboardInterrupt:
+            engine.close(True, True)
+            engine.wait_drained(None)
+        _join(engine)
+    _native.stop_completions()
+
+
+def _name_open_tasks(engine: _native.Engine) -> None:
+    tasks = engine.open_tasks()
+    shown = ", ".join(tasks[:5]) + (f" and {len(tasks) - 5} more" if len(tasks) > 5 else "")
+    if tasks and sys.stderr is not None:
+        print(f"rightlane: the exit waits for {shown}; press Ctrl-C to kill them", file=sys.stderr, flush=True)
+
+
+# Registered after the standard library's own hook, hence run before it: lane threads may use its pools until they end.
+assert _thread_pool is not None
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+os.register_at_fork(
+    before=_native.before_fork,
+    after_in_parent=_native.after_fork_in_parent,
+    after_in_child=_native.after_fork_in_child,
+)

@@ -1,0 +1,52 @@
+"""The template: the fresh, single-threaded interpreter from which workers are forked.
+
+Started as `python -P -s -S -c ...`. It imports as little as it can, because its start is part of the first result's
+time, and serves the engine until that goes away.
+"""
+
+from __future__ import annotations
+
+import _pickle  # noqa: F401 - so that workers have it
+import _signal
+import posix
+import sys
+
+from rightlane import _byvalue, _native, _worker, _world  # noqa: F401 - so that workers have them
+
+_SITE_PATIENCE_S = 1.0
+
+
+def main() -> None:
+    """Serve the engine; does not return."""
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    code = 0
+    try:
+        seat = _native.serve_template(_fork, _run_site)
+        if seat is not None:
+            code = _worker.main(seat)
+    except BaseException:
+        code = 1
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    finally:
+        # Not by returning: nothing that a template or a worker inherited is to be finalised twice.
+        posix._exit(code)
+
+
+def _fork() -> int:
+    # `os.fork`, so that the hooks of imported modules run (rule 19); the same function, without importing `os`.
+    return posix.fork()
+
+
+def _run_site() -> bool:
+    """Run `site`, for editable installs and the like; False if this process is not fit to be forked afterwards."""
+    import time
+
+    begun = time.monotonic()
+    try:
+        import site
+
+        site.main()
+    except BaseException:
+        return False
+    threads = len(posix.listdir("/proc/self/task"))
+    return threads == 1 and time.monotonic() - begun < _SITE_PATIENCE_S

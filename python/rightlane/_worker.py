@@ -1,0 +1,111 @@
+"""The Python half of a worker process: what its native loop calls.
+
+The loop (`serve_worker`) claims items, calls functions and answers. Here is what needs Python: taking on the caller's world,
+definitions, exceptions, flushing, and an orderly end.
+"""
+
+from __future__ import annotations
+
+import posix
+import sys
+
+from rightlane import _byvalue, _native, _world
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_JOIN_PATIENCE_S = 4.0
+
+
+def main(seat: _native.WorkerSeat) -> int:
+    """Work until told to retire; returns the exit code."""
+    hooks = _Hooks()
+    in_good_order = _native.serve_worker(seat, hooks)
+    if in_good_order:
+        _retire()
+    hooks.flush()
+    return 0
+
+
+class _Hooks:
+    """What the native loop calls. Its answers are plain values."""
+
+    def __init__(self) -> None:
+        self.define = _byvalue.define
+        self.forget = _byvalue.forget
+        self.dumps = _byvalue.dumps_result
+        self._site_ran = False
+        self._notice: bytes | None = None
+
+    def boot(self, world: bytes) -> None:
+        """Become a worker of this caller."""
+        if world:
+            _byvalue.start_worker(*_world.main_module(world))
+            _world.apply(world)
+        else:
+            _byvalue.start_worker()
+        if "numpy.random" in sys.modules:
+            # Forked from a template that had imported it: its legacy generator must not be everybody's.
+            sys.modules["numpy.random"].seed()
+
+    def resolve(self, definition_id: int) -> Any:
+        """The function behind a definition."""
+        try:
+            return _byvalue.resolve(definition_id)
+        except ImportError:
+            if self._site_ran:
+                raise
+        # Something that `site` sets up may be missing, such as the finder of an editable install (rule 20).
+        self._site_ran = True
+        self._notice = b"site"
+        import site
+
+        site.main()
+        return _byvalue.resolve(definition_id)
+
+    def take_notices(self) -> bytes | None:
+        """What the engine should know, once."""
+        notice = self._notice
+        if notice is not None:
+            self._notice = None
+        return notice
+
+    def pack(self, error: BaseException) -> bytes:
+        """An exception for the wire."""
+        from rightlane import _remote
+
+        return _remote.pack(error)
+
+    def unreadable(self, error: BaseException, what: str) -> tuple[str, str]:
+        """Message and path of something that cannot be pickled (`what` names it) or unpickled (empty)."""
+        reason = f"{type(error).__qualname__}: {error}"[:2000]
+        if isinstance(error, _byvalue.Unsendable):
+            return f"{error.path} cannot be sent back from the worker: {error.reason}"[:4000], error.path[:1000]
+        if what:
+            return f"the {what} cannot be sent back from the worker: {reason}", what
+        return f"the function or its arguments cannot be unpickled in the worker: {reason}", "args"
+
+    def flush(self) -> None:
+        """What a task printed is out before its result is (rule 14)."""
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                try:
+                    stream.flush()
+                except (OSError, ValueError):
+                    pass  # a closed or broken stream is the task's affair, and it has been told
+
+
+def _retire() -> None:
+    """End as a Python process ends: join threads (bounded by the engine's patience), exit handlers, flush (rule 22)."""
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        try:
+            threading._shutdown()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    import atexit
+
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    posix.sched_yield()
