@@ -168,12 +168,15 @@ def _importable(name: str | None) -> bool:
     if spec is None:
         # A package written in C may make submodules itself; importing the package brings them.
         return bool(package) and _importable(package)
-    if type(getattr(spec, "loader", None)).__name__ != "SourceFileLoader":
-        return True
+    origin = spec.origin
+    if origin is None and spec.submodule_search_locations is not None:
+        origin = next(iter(spec.submodule_search_locations), None)  # a namespace package: its first directory
+    elif origin is None or not origin.endswith(".py"):
+        return True  # built in, frozen, compiled, zipped: nobody loads those by hand from elsewhere
     known = _found.get(name)
     if known is not None and known[0] is spec and known[1] == len(sys.path):
         return known[2]
-    found = _on_path(spec.origin, package, leaf)
+    found = _on_path(origin, package, leaf)
     _found[name] = (spec, len(sys.path), found)
     return found
 
@@ -206,7 +209,7 @@ def _on_path(origin: str | None, package: str, leaf: str) -> bool:
         return "/" + "/".join(parts)
 
     origin = absolute(origin)
-    ends = (f"{leaf}.py", f"{leaf}/__init__.py")
+    ends = (f"{leaf}.py", f"{leaf}/__init__.py", leaf)
     for place in places:
         if isinstance(place, str):
             base = absolute(place).rstrip("/")
@@ -1388,6 +1391,17 @@ def _short(value: Any) -> str:
 # Worker side --------------------------------------------------------------------------------------
 
 
+def is_lasting(fn: Any) -> bool:
+    """Whether a callable may be kept from one task to the next.
+
+    Functions and classes may. A bound method, a partial or any other object with a state of its own is unpickled
+    anew, so that a task never sees what an earlier one did to it.
+    """
+    return isinstance(fn, (FunctionType, type)) or (
+        isinstance(fn, BuiltinFunctionType) and isinstance(fn.__self__, (ModuleType, type(None)))
+    )
+
+
 class _Worker:
     """All that a worker knows of its parent's definitions."""
 
@@ -1455,7 +1469,9 @@ class _Worker:
             kind, data = blob[:1], memoryview(blob)[1:]
             if kind == _PLAIN:
                 # Without an address: a result names such an object as its own pickle does.
-                obj = self.objects[definition_id, 0] = _pickle.loads(data)
+                obj = _pickle.loads(data)
+                if is_lasting(obj):
+                    self.objects[definition_id, 0] = obj
                 return obj
             if kind == _ALIAS:
                 obj = self.resolve(*marshal.loads(data))

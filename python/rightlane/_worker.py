@@ -49,8 +49,12 @@ class _Hooks:
             # Forked from a template that had imported it: its legacy generator must not be everybody's.
             sys.modules["numpy.random"].seed()
 
-    def resolve(self, definition_id: int) -> Any:
-        """The function behind a definition."""
+    def resolve(self, definition_id: int) -> tuple[Any, bool]:
+        """The function behind a definition, and whether it may be kept for later tasks."""
+        function = self._resolve(definition_id)
+        return function, _byvalue.is_lasting(function)
+
+    def _resolve(self, definition_id: int) -> Any:
         try:
             return _byvalue.resolve(definition_id)
         except ImportError:

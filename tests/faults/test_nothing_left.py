@@ -132,8 +132,9 @@ def test_descriptors_are_not_inherited_by_children_of_the_user(start: Start) -> 
         import rightlane as rl, tasks
 
         def inherited():
-            code = "import os; fds = '/proc/self/fd/'; " \
-                   "print([os.readlink(fds + n) for n in os.listdir(fds) if int(n) > 2 and os.path.lexists(fds + n)])"
+            # The listing's own descriptor is closed by the time its name is looked up.
+            names = "[os.readlink(d + n) for n in os.listdir(d) if int(n) > 2 and os.path.lexists(d + n)]"
+            code = f"import os; d = '/proc/self/fd/'; print({names})"
             command = [sys.executable, "-S", "-c", code]
             run = subprocess.run(command, close_fds=False, capture_output=True, text=True)
             return [name for name in eval(run.stdout) if not name.startswith("/proc")]

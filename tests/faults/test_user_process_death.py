@@ -65,7 +65,7 @@ def test_nothing_stays(start: Start, gate: Gate, lane: str, number: signal.Signa
 def test_nothing_stays_after_the_template_was_replaced(start: Start, gate: Gate) -> None:
     """rule 13: a new template gets the pidfds of living workers.
 
-    Orphans of a dead template's session are out of reach (the rule says so), workers and their groups are not.
+    Orphans in sessions of their own are out of reach (the rule says so), workers and their groups are not.
     """
     script = busy_script(start, gate, "process", "replace")
     script.expect("template replaced")

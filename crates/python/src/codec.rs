@@ -41,13 +41,17 @@ fn scalar(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
     if value.is_none() {
         out.push(NONE);
     } else if let Ok(value) = value.cast_exact::<PyInt>() {
-        let Ok(number) = value.extract::<i64>() else { return false };
+        let Ok(number) = value.extract::<i64>() else {
+            return false;
+        };
         out.push(INT);
         out.extend_from_slice(&number.to_le_bytes());
     } else if let Ok(value) = value.cast_exact::<PyBool>() {
         out.push(if value.is_true() { TRUE } else { FALSE });
     } else if let Ok(value) = value.cast_exact::<PyString>() {
-        let Ok(text) = value.to_cow() else { return false };
+        let Ok(text) = value.to_cow() else {
+            return false;
+        };
         if text.len() > MOST_STR_BYTES {
             return false;
         }
@@ -62,7 +66,9 @@ fn scalar(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
         }
         out.push(TUPLE);
         out.push(value.len() as u8);
-        return value.iter_borrowed().all(|item| scalar(&item, out, depth + 1));
+        return value
+            .iter_borrowed()
+            .all(|item| scalar(&item, out, depth + 1));
     } else if let Ok(value) = value.cast_exact::<PyBytes>() {
         if value.as_bytes().len() > MOST_BYTES {
             return false;
@@ -87,7 +93,11 @@ pub(crate) fn decode<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, 
     }
     let mut rest = bytes;
     let value = read(py, &mut rest, 0)?;
-    if rest.is_empty() { Ok(value) } else { Err(garbled()) }
+    if rest.is_empty() {
+        Ok(value)
+    } else {
+        Err(garbled())
+    }
 }
 
 fn read<'py>(py: Python<'py>, rest: &mut &[u8], depth: u32) -> PyResult<Bound<'py, PyAny>> {
@@ -96,7 +106,9 @@ fn read<'py>(py: Python<'py>, rest: &mut &[u8], depth: u32) -> PyResult<Bound<'p
         NONE => py.None().into_bound(py),
         TRUE => PyBool::new(py, true).to_owned().into_any(),
         FALSE => PyBool::new(py, false).to_owned().into_any(),
-        INT => i64::from_le_bytes(take(rest)?).into_pyobject(py)?.into_any(),
+        INT => i64::from_le_bytes(take(rest)?)
+            .into_pyobject(py)?
+            .into_any(),
         FLOAT => PyFloat::new(py, f64::from_le_bytes(take(rest)?)).into_any(),
         STR => {
             let text = std::str::from_utf8(run(rest)?).map_err(|_| garbled())?;
@@ -105,7 +117,9 @@ fn read<'py>(py: Python<'py>, rest: &mut &[u8], depth: u32) -> PyResult<Bound<'p
         BYTES => PyBytes::new(py, run(rest)?).into_any(),
         TUPLE if depth < MOST_DEPTH => {
             let [len] = take::<1>(rest)?;
-            let items = (0..len).map(|_| read(py, rest, depth + 1)).collect::<PyResult<Vec<_>>>()?;
+            let items = (0..len)
+                .map(|_| read(py, rest, depth + 1))
+                .collect::<PyResult<Vec<_>>>()?;
             PyTuple::new(py, items)?.into_any()
         }
         _ => return Err(garbled()),
@@ -129,7 +143,11 @@ fn garbled() -> PyErr {
     PyValueError::new_err("a message between processes is garbled")
 }
 
-fn pickle_function<'py>(py: Python<'py>, name: &str, cell: &'static PyOnceLock<Py<PyAny>>) -> PyResult<&'py Py<PyAny>> {
+fn pickle_function<'py>(
+    py: Python<'py>,
+    name: &str,
+    cell: &'static PyOnceLock<Py<PyAny>>,
+) -> PyResult<&'py Py<PyAny>> {
     cell.get_or_try_init(py, || Ok(py.import("_pickle")?.getattr(name)?.unbind()))
 }
 
@@ -155,7 +173,10 @@ pub(crate) fn mentions_main(pickle: &[u8]) -> bool {
 }
 
 /// Pickles `(args, kwargs)` of one call.
-pub(crate) fn call_payload<'py>(args: &Bound<'py, PyTuple>, kwargs: Option<&Bound<'py, PyDict>>) -> PyResult<Bound<'py, PyAny>> {
+pub(crate) fn call_payload<'py>(
+    args: &Bound<'py, PyTuple>,
+    kwargs: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Bound<'py, PyAny>> {
     let py = args.py();
     let kwargs = match kwargs {
         Some(kwargs) => kwargs.clone().into_any(),

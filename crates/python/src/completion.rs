@@ -17,7 +17,11 @@ struct Queue {
     stopping: bool,
 }
 
-static QUEUE: Mutex<Queue> = Mutex::new(Queue { arrived: VecDeque::new(), running: false, stopping: false });
+static QUEUE: Mutex<Queue> = Mutex::new(Queue {
+    arrived: VecDeque::new(),
+    running: false,
+    stopping: false,
+});
 static BELL: AtomicU32 = AtomicU32::new(0);
 static THREAD: Mutex<Option<Py<PyAny>>> = Mutex::new(None);
 
@@ -56,7 +60,10 @@ pub(crate) fn start(py: Python<'_>) -> PyResult<()> {
         keywords.set_item("target", wrap_pyfunction!(run_completions, py)?)?;
         keywords.set_item("name", "rightlane-completion")?;
         keywords.set_item("daemon", true)?;
-        let thread = py.import("threading")?.getattr("Thread")?.call((), Some(&keywords))?;
+        let thread = py
+            .import("threading")?
+            .getattr("Thread")?
+            .call((), Some(&keywords))?;
         thread.call_method0("start")?;
         Ok(thread.unbind())
     })();
@@ -102,7 +109,9 @@ pub(crate) fn run_completions(py: Python<'_>) {
 pub(crate) fn stop_completions(py: Python<'_>) -> PyResult<()> {
     lock(&QUEUE).stopping = true;
     ring();
-    let Some(thread) = lock(&THREAD).take() else { return Ok(()) };
+    let Some(thread) = lock(&THREAD).take() else {
+        return Ok(());
+    };
     let current = py.import("threading")?.call_method0("current_thread")?;
     // Not one plain join: another executor may want the thread after all.
     while !current.is(&thread) && ends() {

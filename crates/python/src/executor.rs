@@ -12,8 +12,8 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{
-    Block, Breakage, CallId, Definition, End, Engine, Initializer, Plan, Refused, Remote, SubmitError, ThreadDone,
-    ThreadNext, ThreadPiece,
+    Block, Breakage, CallId, Definition, End, Engine, Initializer, Plan, Refused, Remote,
+    SubmitError, ThreadDone, ThreadNext, ThreadPiece,
 };
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -58,7 +58,9 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Lane {
             "process" => Ok(Lane::Process),
             "thread" => Ok(Lane::Thread),
             "inline" => Ok(Lane::Inline),
-            _ => Err(pyo3::exceptions::PyValueError::new_err(format!("unknown lane {name:?}"))),
+            _ => Err(pyo3::exceptions::PyValueError::new_err(format!(
+                "unknown lane {name:?}"
+            ))),
         }
     }
 }
@@ -76,9 +78,17 @@ pub(crate) enum Ticket {
 /// What a lane thread runs.
 #[derive(Debug)]
 pub(crate) enum Local {
-    Call { function: Py<PyAny>, args: Py<PyTuple>, kwargs: Option<Py<PyDict>> },
+    Call {
+        function: Py<PyAny>,
+        args: Py<PyTuple>,
+        kwargs: Option<Py<PyDict>>,
+    },
     /// A map's function; its arguments are queued here until a thread takes them.
-    Map { function: Py<PyAny>, spread: bool, items: Mutex<LocalItems> },
+    Map {
+        function: Py<PyAny>,
+        spread: bool,
+        items: Mutex<LocalItems>,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -158,7 +168,9 @@ impl Executor {
     /// Why nothing is accepted, as an exception, if nothing is.
     pub(crate) fn check_open(&self, py: Python<'_>) -> PyResult<()> {
         if EXITING.load(Ordering::Relaxed) {
-            return Err(PyRuntimeError::new_err("cannot schedule new futures after interpreter shutdown"));
+            return Err(PyRuntimeError::new_err(
+                "cannot schedule new futures after interpreter shutdown",
+            ));
         }
         match self.engine.refusal() {
             None => Ok(()),
@@ -168,9 +180,9 @@ impl Executor {
 
     fn refusal_error(&self, py: Python<'_>, refused: Refused) -> PyErr {
         match refused {
-            Refused::ShutDown => {
-                PyRuntimeError::new_err("cannot schedule new futures after shutdown; make a new Executor")
-            }
+            Refused::ShutDown => PyRuntimeError::new_err(
+                "cannot schedule new futures after shutdown; make a new Executor",
+            ),
             Refused::Broken(breakage) => self.breakage_error(py, breakage),
         }
     }
@@ -192,7 +204,10 @@ impl Executor {
                     .to_owned()
             }
             Breakage::InitializerDied(exit) => {
-                format!("a worker died in the initializer ({}), so the executor can run nothing", how(exit))
+                format!(
+                    "a worker died in the initializer ({}), so the executor can run nothing",
+                    how(exit)
+                )
             }
             Breakage::BootFailed(exit) => format!(
                 "three workers in a row failed to start ({}); `rightlane doctor` shows what this machine allows",
@@ -200,9 +215,14 @@ impl Executor {
             ),
         };
         let made = (|| -> PyResult<Bound<'_, PyAny>> {
-            let error = py.import("rightlane._errors")?.call_method1("BrokenExecutor", (message,))?;
+            let error = py
+                .import("rightlane._errors")?
+                .call_method1("BrokenExecutor", (message,))?;
             let cause = match (&report.raised, &*lock(&self.thread_raised)) {
-                (Some(packed), _) => Some(py.import("rightlane._remote")?.call_method1("unpack", (&packed[..],))?),
+                (Some(packed), _) => Some(
+                    py.import("rightlane._remote")?
+                        .call_method1("unpack", (&packed[..],))?,
+                ),
                 (None, Some(raised)) => Some(raised.bind(py).clone()),
                 (None, None) => None,
             };
@@ -248,7 +268,11 @@ impl Executor {
                 Err(error) if lane == Lane::Auto && is_unsendable(py, &error) => {
                     self.submit_thread(slot, function, args, kwargs)?;
                 }
-                Err(error) => slot.settle_local(Err(as_serialization_error(py, error, &function_name(function))?)),
+                Err(error) => slot.settle_local(Err(as_serialization_error(
+                    py,
+                    error,
+                    &function_name(function),
+                )?)),
             },
         }
         Ok(future)
@@ -262,7 +286,13 @@ impl Executor {
         kwargs: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<()> {
         let local = local_call(function, args, kwargs);
-        let call = self.submit_local(function.py(), local, 1, Ticket::Future(slot.clone()), Plan::default())?;
+        let call = self.submit_local(
+            function.py(),
+            local,
+            1,
+            Ticket::Future(slot.clone()),
+            Plan::default(),
+        )?;
         slot.set_place(self.clone(), call);
         Ok(())
     }
@@ -288,7 +318,11 @@ impl Executor {
             if let Err(error) = started {
                 self.engine.thread_ended();
                 // Fewer threads than wanted still get through the work.
-                return if lock(&self.threads).is_empty() { Err(error) } else { Ok(()) };
+                return if lock(&self.threads).is_empty() {
+                    Err(error)
+                } else {
+                    Ok(())
+                };
             }
         }
         Ok(())
@@ -297,10 +331,21 @@ impl Executor {
     fn start_thread(self: &Arc<Executor>, py: Python<'_>) -> PyResult<()> {
         let number = lock(&self.threads).len();
         let keywords = PyDict::new(py);
-        keywords.set_item("target", Py::new(py, LaneThread { executor: self.clone() })?)?;
+        keywords.set_item(
+            "target",
+            Py::new(
+                py,
+                LaneThread {
+                    executor: self.clone(),
+                },
+            )?,
+        )?;
         keywords.set_item("name", format!("{}_{number}", self.thread_name))?;
         keywords.set_item("daemon", true)?;
-        let thread = py.import("threading")?.getattr("Thread")?.call((), Some(&keywords))?;
+        let thread = py
+            .import("threading")?
+            .getattr("Thread")?
+            .call((), Some(&keywords))?;
         thread.call_method0("start")?;
         lock(&self.threads).push(thread.unbind());
         Ok(())
@@ -361,7 +406,9 @@ pub(crate) fn check_function(function: &Bound<'_, PyAny>) -> PyResult<()> {
     const CO_COROUTINE: u32 = 0x80;
     if !function.is_callable() {
         let kind = function.get_type().name()?;
-        return Err(PyTypeError::new_err(format!("the first argument must be callable, not {kind}")));
+        return Err(PyTypeError::new_err(format!(
+            "the first argument must be callable, not {kind}"
+        )));
     }
     let mut innermost = function.clone();
     while let Ok(inner) = innermost.getattr(intern!(function.py(), "func")) {
@@ -374,7 +421,10 @@ pub(crate) fn check_function(function: &Bound<'_, PyAny>) -> PyResult<()> {
         Ok(code) => code,
         Err(_) => return Ok(()),
     };
-    let flags: u32 = code.getattr(intern!(function.py(), "co_flags")).and_then(|flags| flags.extract()).unwrap_or(0);
+    let flags: u32 = code
+        .getattr(intern!(function.py(), "co_flags"))
+        .and_then(|flags| flags.extract())
+        .unwrap_or(0);
     if flags & CO_COROUTINE != 0 {
         let name = function_name(function);
         return Err(PyTypeError::new_err(format!(
@@ -412,7 +462,11 @@ fn new_future(py: Python<'_>) -> PyResult<(Py<PyAny>, Arc<Slot>)> {
     static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     static NEW: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let class = CLASS.get_or_try_init(py, || -> PyResult<_> {
-        Ok(py.import("rightlane._future")?.getattr("Future")?.cast_into::<PyType>()?.unbind())
+        Ok(py
+            .import("rightlane._future")?
+            .getattr("Future")?
+            .cast_into::<PyType>()?
+            .unbind())
     })?;
     // By `__new__`, so that the standard class's `__init__`, which makes a condition, does not run.
     let new = NEW.get_or_try_init(py, || class.bind(py).getattr("__new__").map(Bound::unbind))?;
@@ -425,7 +479,9 @@ fn new_future(py: Python<'_>) -> PyResult<(Py<PyAny>, Arc<Slot>)> {
 pub(crate) fn record(function: &Bound<'_, PyAny>) -> PyResult<Arc<Definition>> {
     static RECORD: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let py = function.py();
-    let record = RECORD.get_or_try_init(py, || Ok::<_, PyErr>(py.import("rightlane._byvalue")?.getattr("record")?.unbind()))?;
+    let record = RECORD.get_or_try_init(py, || {
+        Ok::<_, PyErr>(py.import("rightlane._byvalue")?.getattr("record")?.unbind())
+    })?;
     let definition = record.bind(py).call1((function,))?;
     Ok(definition.cast::<PyDefinition>()?.get().inner.clone())
 }
@@ -442,8 +498,13 @@ pub(crate) fn write_item(value: &Bound<'_, PyAny>, name: &str, block: &mut Block
     if !scalar {
         bytes.push(codec::PICKLE);
         let byvalue = py.import(intern!(py, "rightlane._byvalue"))?;
-        let plain = if byvalue.call_method0(intern!(py, "plain_pickles_suffice"))?.is_truthy()? {
-            codec::plain_pickle(value).ok().filter(|pickle| !codec::mentions_main(pickle.as_bytes()))
+        let plain = if byvalue
+            .call_method0(intern!(py, "plain_pickles_suffice"))?
+            .is_truthy()?
+        {
+            codec::plain_pickle(value)
+                .ok()
+                .filter(|pickle| !codec::mentions_main(pickle.as_bytes()))
         } else {
             None
         };
@@ -451,7 +512,8 @@ pub(crate) fn write_item(value: &Bound<'_, PyAny>, name: &str, block: &mut Block
             Some(pickle) => bytes.extend_from_slice(pickle.as_bytes()),
             None => {
                 let dumped = byvalue.call_method1(intern!(py, "dumps"), (value, name))?;
-                let (pickle, needs): (Bound<'_, PyAny>, Vec<Bound<'_, PyDefinition>>) = dumped.extract()?;
+                let (pickle, needs): (Bound<'_, PyAny>, Vec<Bound<'_, PyDefinition>>) =
+                    dumped.extract()?;
                 bytes.extend_from_slice(pickle.extract()?);
                 for definition in needs {
                     block.need(definition.get().inner.clone());
@@ -479,19 +541,37 @@ fn remote_call(
     } else {
         write_item(&codec::call_payload(args, kwargs)?, "call", &mut items)?;
     }
-    let shape = if kwargs.is_none() { shape::SPREAD } else { shape::CALL };
-    Ok(Remote { function: definition, shape, items })
+    let shape = if kwargs.is_none() {
+        shape::SPREAD
+    } else {
+        shape::CALL
+    };
+    Ok(Remote {
+        function: definition,
+        shape,
+        items,
+    })
 }
 
 /// Whether the error says that something cannot travel.
 pub(crate) fn is_unsendable(py: Python<'_>, error: &PyErr) -> bool {
     static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let class = CLASS.get_or_try_init(py, || Ok::<_, PyErr>(py.import("rightlane._byvalue")?.getattr("Unsendable")?.unbind()));
+    let class = CLASS.get_or_try_init(py, || {
+        Ok::<_, PyErr>(
+            py.import("rightlane._byvalue")?
+                .getattr("Unsendable")?
+                .unbind(),
+        )
+    });
     class.is_ok_and(|class| error.matches(py, class.bind(py)).unwrap_or(false))
 }
 
 /// The `SerializationError` for what `_byvalue` could not pickle; other errors stay what they are.
-pub(crate) fn as_serialization_error(py: Python<'_>, error: PyErr, name: &str) -> PyResult<Py<PyAny>> {
+pub(crate) fn as_serialization_error(
+    py: Python<'_>,
+    error: PyErr,
+    name: &str,
+) -> PyResult<Py<PyAny>> {
     if !is_unsendable(py, &error) {
         return Ok(error.into_value(py).into_any());
     }
@@ -533,7 +613,8 @@ impl LaneThread {
             match engine.thread_next(done.take()) {
                 ThreadNext::Run(piece) => done = Some(run_piece(py, piece)),
                 ThreadNext::Wait(seen) => {
-                    let _ = py.detach(|| futex::wait(engine.thread_bell(), seen, None, Scope::Private));
+                    let _ =
+                        py.detach(|| futex::wait(engine.thread_bell(), seen, None, Scope::Private));
                     engine.thread_back();
                 }
                 ThreadNext::End => break,
@@ -565,14 +646,26 @@ fn run_piece(py: Python<'_>, piece: ThreadPiece<Client>) -> ThreadDone {
         }
         ran += 1;
         let outcome = match &*piece.local {
-            Local::Call { function, args, kwargs } => {
-                call(function.bind(py), args.bind(py), kwargs.as_ref().map(|kwargs| kwargs.bind(py)))
-            }
-            Local::Map { function, spread, items } => {
+            Local::Call {
+                function,
+                args,
+                kwargs,
+            } => call(
+                function.bind(py),
+                args.bind(py),
+                kwargs.as_ref().map(|kwargs| kwargs.bind(py)),
+            ),
+            Local::Map {
+                function,
+                spread,
+                items,
+            } => {
                 let taken = lock(items).take(item);
                 match taken {
                     Some(argument) => call_item(function.bind(py), argument.bind(py), *spread),
-                    None => Err(crate::raw::bug("an item of a map is gone").into_value(py).into_any()),
+                    None => Err(crate::raw::bug("an item of a map is gone")
+                        .into_value(py)
+                        .into_any()),
                 }
             }
         };
@@ -583,7 +676,12 @@ fn run_piece(py: Python<'_>, piece: ThreadPiece<Client>) -> ThreadDone {
         }
     }
     let busy_ns = begun.elapsed().as_nanos().min(u128::from(u64::MAX)) as u64;
-    ThreadDone { call: piece.call, ran, rest, busy_ns }
+    ThreadDone {
+        call: piece.call,
+        ran,
+        rest,
+        busy_ns,
+    }
 }
 
 /// Calls a map's function with one item.
@@ -593,7 +691,10 @@ pub(crate) fn call_item(
     spread: bool,
 ) -> Result<Py<PyAny>, Py<PyAny>> {
     let called = if spread {
-        argument.cast::<PyTuple>().map_err(PyErr::from).and_then(|args| function.call1(args))
+        argument
+            .cast::<PyTuple>()
+            .map_err(PyErr::from)
+            .and_then(|args| function.call1(args))
     } else {
         function.call1((argument,))
     };
@@ -679,7 +780,15 @@ impl PyEngine {
         self.executor.check_open(py)?;
         check_function(function)?;
         let source = Source::new(lane, function, iterator, spread, chunksize)?;
-        MapResults::start(py, self.executor.clone(), function, source, sized, window, timeout)
+        MapResults::start(
+            py,
+            self.executor.clone(),
+            function,
+            source,
+            sized,
+            window,
+            timeout,
+        )
     }
 
     /// Takes no more work. Does not wait.
@@ -690,7 +799,11 @@ impl PyEngine {
     /// Reads every map's input to its end, as `shutdown(wait=True)` promises (rule 1).
     fn read_on(&self, py: Python<'_>) -> PyResult<()> {
         loop {
-            let Some(feed) = lock(&self.executor.feeds).iter().find(|feed| feed.is_open_ended()).cloned() else {
+            let Some(feed) = lock(&self.executor.feeds)
+                .iter()
+                .find(|feed| feed.is_open_ended())
+                .cloned()
+            else {
                 return Ok(());
             };
             feed.read_to_end(py)?;
@@ -726,7 +839,10 @@ impl PyEngine {
 
     /// The lane threads, so that they can be joined.
     fn threads(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
-        lock(&self.executor.threads).iter().map(|thread| thread.clone_ref(py)).collect()
+        lock(&self.executor.threads)
+            .iter()
+            .map(|thread| thread.clone_ref(py))
+            .collect()
     }
 
     /// The pids of the workers that are there.
@@ -755,17 +871,26 @@ impl Drop for PyEngine {
     }
 }
 
-fn remote_initializer(function: &Bound<'_, PyAny>, args: &Bound<'_, PyTuple>) -> PyResult<Initializer> {
+fn remote_initializer(
+    function: &Bound<'_, PyAny>,
+    args: &Bound<'_, PyTuple>,
+) -> PyResult<Initializer> {
     let py = function.py();
     let made = (|| {
         let remote = remote_call(function, args, None)?;
         let (arguments, needs) = remote.items.into_only_item();
-        Ok(Initializer { function: remote.function, arguments, needs })
+        Ok(Initializer {
+            function: remote.function,
+            arguments,
+            needs,
+        })
     })();
-    made.map_err(|error: PyErr| match as_serialization_error(py, error, "the initializer") {
-        Ok(exception) => PyErr::from_value(exception.into_bound(py)),
-        Err(error) => error,
-    })
+    made.map_err(
+        |error: PyErr| match as_serialization_error(py, error, "the initializer") {
+            Ok(exception) => PyErr::from_value(exception.into_bound(py)),
+            Err(error) => error,
+        },
+    )
 }
 
 /// The interpreter's exit has begun: nothing new is accepted from here on. Returns the engines that are not done.
@@ -773,15 +898,20 @@ fn remote_initializer(function: &Bound<'_, PyAny>, args: &Bound<'_, PyTuple>) ->
 pub(crate) fn begin_exit(py: Python<'_>) -> PyResult<Vec<Py<PyEngine>>> {
     EXITING.store(true, Ordering::Relaxed);
     let executors: Vec<_> = lock(&EXECUTORS).iter().filter_map(Weak::upgrade).collect();
-    let open = executors.into_iter().filter(|executor| !executor.engine.is_drained());
-    open.map(|executor| Py::new(py, PyEngine { executor })).collect()
+    let open = executors
+        .into_iter()
+        .filter(|executor| !executor.engine.is_drained());
+    open.map(|executor| Py::new(py, PyEngine { executor }))
+        .collect()
 }
 
 /// Whether any executor is not done yet.
 #[pyfunction]
 pub(crate) fn any_open() -> bool {
     let executors: Vec<_> = lock(&EXECUTORS).iter().filter_map(Weak::upgrade).collect();
-    executors.iter().any(|executor| !executor.engine.is_drained())
+    executors
+        .iter()
+        .any(|executor| !executor.engine.is_drained())
 }
 
 thread_local! {

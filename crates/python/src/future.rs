@@ -6,11 +6,11 @@
 //! A future's state moves once: pending (or, for futures that users drive themselves, running) to
 //! finished or cancelled. Whoever notices the end stores it, raw, under the slot's lock.
 //!
-//! While nobody looks on (no condition was asked for, no callback added), the end takes effect at once and
-//! whoever sleeps in `result()` is woken. Once the future is *observed*, the state becomes `ARRIVED`
-//! instead, which outsiders see as running, and the completion thread announces it: it changes the
-//! state under the future's condition, as the standard library's waiters rely on, tells them, and runs the
-//! callbacks. So a thread that waits for one future never runs another's callbacks (rule 9).
+//! Unless somebody asked for the future's condition, the end takes effect at once and whoever sleeps in
+//! `result()` is woken. With a condition the state becomes `ARRIVED` first, which outsiders see as running,
+//! until the completion thread, or a thread that waits for this very future, changes it under the
+//! condition, as the standard library's waiters rely on, and tells them. Callbacks are the completion
+//! thread's alone: a thread that waits for one future never runs another's (rule 9).
 //!
 //! The slot's lock is held for a few instructions, never while Python code runs, and is the last one
 //! taken: the engine's may be held already.
@@ -103,7 +103,10 @@ impl Slot {
     }
 
     pub(crate) fn name(&self, py: Python<'_>) -> String {
-        self.name.get().map_or_else(|| "a task".to_owned(), |function| function_name(function.bind(py)))
+        self.name.get().map_or_else(
+            || "a task".to_owned(),
+            |function| function_name(function.bind(py)),
+        )
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -118,7 +121,10 @@ impl Slot {
     }
 
     fn is_done(&self) -> bool {
-        matches!(self.state.load(Ordering::SeqCst), FINISHED | CANCELLED | CANCELLED_QUIETLY)
+        matches!(
+            self.state.load(Ordering::SeqCst),
+            FINISHED | CANCELLED | CANCELLED_QUIETLY
+        )
     }
 
     /// The engine reports the end. Called without the interpreter's lock, with the engine's.
@@ -138,15 +144,23 @@ impl Slot {
         let cancelled = matches!(ending, Ending::Raw(Raw::Cancelled));
         let mut inner = self.lock();
         inner.ending = ending;
-        if inner.observers.is_some() {
-            self.state.store(ARRIVED, Ordering::SeqCst);
-            drop(inner);
-            completion::push(self.clone());
-            return;
-        }
-        self.state.store(if cancelled { CANCELLED } else { FINISHED }, Ordering::SeqCst);
+        let observed = inner.observers.is_some();
+        // Whoever holds the condition may be looking at the state; without one nobody can be.
+        let has_condition = inner
+            .observers
+            .as_ref()
+            .is_some_and(|o| o.condition.is_some());
+        let state = match (has_condition, cancelled) {
+            (true, _) => ARRIVED,
+            (false, true) => CANCELLED,
+            (false, false) => FINISHED,
+        };
+        self.state.store(state, Ordering::SeqCst);
         drop(inner);
         self.ring();
+        if observed {
+            completion::push(self.clone());
+        }
     }
 
     /// In a forked child: an unfinished future is cancelled there, and nobody is told.
@@ -160,40 +174,61 @@ impl Slot {
     /// In a forked child: an end that had arrived counts, and nobody is told.
     pub(crate) fn take_effect_in_child(&self) {
         let cancelled = matches!(self.lock().ending, Ending::Raw(Raw::Cancelled));
-        self.state.store(if cancelled { CANCELLED } else { FINISHED }, Ordering::SeqCst);
+        self.state.store(
+            if cancelled { CANCELLED } else { FINISHED },
+            Ordering::SeqCst,
+        );
     }
 
-    /// Announces an end that has arrived: state under the condition, waiters, callbacks. Does nothing if
-    /// somebody else does or did.
+    /// Announces an end that has arrived, and runs the callbacks.
     pub(crate) fn announce(self: &Arc<Slot>, py: Python<'_>) -> PyResult<()> {
+        let concluded = self.conclude(py);
+        let (future, callbacks) = {
+            let mut inner = self.lock();
+            let Some(observers) = &mut inner.observers else {
+                return concluded;
+            };
+            (
+                observers.future.take(),
+                std::mem::take(&mut observers.callbacks),
+            )
+        };
+        if let Some(future) = future {
+            for callback in callbacks {
+                run_callback(py, callback.bind(py), future.bind(py));
+            }
+        }
+        concluded
+    }
+
+    /// Changes the state under the condition and tells waiters, if nobody has yet. Runs no callback: whoever
+    /// waits for this future may do it.
+    fn conclude(self: &Arc<Slot>, py: Python<'_>) -> PyResult<()> {
+        if self.state.load(Ordering::SeqCst) != ARRIVED {
+            return Ok(());
+        }
         let condition = {
             let inner = self.lock();
-            let Some(observers) = &inner.observers else { return Ok(()) };
-            observers.condition.as_ref().map(|condition| condition.clone_ref(py))
+            let condition = inner.observers.as_ref().and_then(|o| o.condition.as_ref());
+            condition.map(|condition| condition.clone_ref(py))
         };
-        if let Some(condition) = &condition {
-            condition.call_method0(py, "acquire")?;
-        }
-        let told = self.take_effect(py);
-        let notified = condition.as_ref().map_or(Ok(()), |condition| {
-            if told.is_some() {
-                condition.call_method0(py, "notify_all")?;
-            }
-            condition.call_method0(py, "release").map(drop)
-        });
-        let Some((future, callbacks)) = told else { return notified };
-        for callback in callbacks {
-            run_callback(py, callback.bind(py), future.bind(py));
-        }
-        notified
+        let Some(condition) = condition else {
+            return Ok(());
+        };
+        condition.call_method0(py, "acquire")?;
+        let told = self
+            .tell_waiters(py)
+            .and_then(|()| condition.call_method0(py, "notify_all").map(drop));
+        condition.call_method0(py, "release")?;
+        told
     }
 
-    /// The part of an announcement that happens under the condition.
-    fn take_effect(self: &Arc<Slot>, py: Python<'_>) -> Option<(Py<PyAny>, Vec<Py<PyAny>>)> {
-        let (future, waiters, callbacks, method) = {
-            let mut inner = self.lock();
+    /// The part that happens under the condition.
+    fn tell_waiters(self: &Arc<Slot>, py: Python<'_>) -> PyResult<()> {
+        let (future, waiters, method) = {
+            let inner = self.lock();
             if self.state.load(Ordering::SeqCst) != ARRIVED {
-                return None;
+                return Ok(());
             }
             let method = match &inner.ending {
                 Ending::Raw(Raw::Cancelled) => "add_cancelled",
@@ -201,30 +236,39 @@ impl Slot {
                 Ending::Value(_) => "add_result",
                 _ => "add_exception",
             };
-            let cancelled = method == "add_cancelled";
-            let observers = inner.observers.as_mut()?;
-            let told = (
-                observers.future.take()?,
-                observers.waiters.as_ref().map(|waiters| waiters.clone_ref(py)),
-                std::mem::take(&mut observers.callbacks),
-                method,
-            );
-            self.state.store(if cancelled { CANCELLED } else { FINISHED }, Ordering::SeqCst);
-            told
+            let state = if method == "add_cancelled" {
+                CANCELLED
+            } else {
+                FINISHED
+            };
+            self.state.store(state, Ordering::SeqCst);
+            let observers = inner.observers.as_ref();
+            let future = observers
+                .and_then(|o| o.future.as_ref())
+                .map(|future| future.clone_ref(py));
+            let waiters = observers
+                .and_then(|o| o.waiters.as_ref())
+                .map(|waiters| waiters.clone_ref(py));
+            (future, waiters, method)
         };
         self.ring();
-        if let Some(waiters) = waiters {
+        if let (Some(future), Some(waiters)) = (future, waiters) {
             for waiter in waiters.bind(py).iter() {
                 if let Err(error) = waiter.call_method1(method, (&future,)) {
                     error.write_unraisable(py, Some(&waiter));
                 }
             }
         }
-        Some((future, callbacks))
+        Ok(())
     }
 
     /// Sleeps until `ready` holds. False when the time is over.
-    fn wait_until(&self, py: Python<'_>, deadline: Option<Instant>, ready: impl Fn(&Slot) -> bool) -> PyResult<bool> {
+    fn wait_until(
+        &self,
+        py: Python<'_>,
+        deadline: Option<Instant>,
+        ready: impl Fn(&Slot) -> bool,
+    ) -> PyResult<bool> {
         if ready(self) {
             return Ok(true);
         }
@@ -249,12 +293,17 @@ impl Slot {
         waited
     }
 
-    fn wait_done(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
+    fn wait_done(self: &Arc<Slot>, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
         if self.is_done() {
             return Ok(());
         }
         let deadline = deadline_after(timeout)?;
-        if self.wait_until(py, deadline, Slot::is_done)? { Ok(()) } else { Err(PyTimeoutError::new_err(())) }
+        let arrived = |slot: &Slot| slot.is_done() || slot.state.load(Ordering::SeqCst) == ARRIVED;
+        if !self.wait_until(py, deadline, arrived)? {
+            return Err(PyTimeoutError::new_err(()));
+        }
+        // The completion thread may be busy with somebody's slow callback: do not wait for it.
+        self.conclude(py)
     }
 
     /// The value or the exception; unpickled once, by whoever asks first.
@@ -266,15 +315,21 @@ impl Slot {
                 Ending::Exception(exception) => return Ok(Err(exception.clone_ref(py))),
                 Ending::None => return Err(crate::raw::bug("a future is done and has no end")),
                 Ending::Opening(thread, _) if *thread == std::thread::current().id() => {
-                    return Err(PyRuntimeError::new_err("a result asks for itself while it is being unpickled"));
+                    return Err(PyRuntimeError::new_err(
+                        "a result asks for itself while it is being unpickled",
+                    ));
                 }
                 Ending::Opening(..) => {
                     drop(inner);
-                    self.wait_until(py, None, |slot| !matches!(slot.lock().ending, Ending::Opening(..)))?;
+                    self.wait_until(py, None, |slot| {
+                        !matches!(slot.lock().ending, Ending::Opening(..))
+                    })?;
                     continue;
                 }
                 raw @ Ending::Raw(_) => {
-                    let Ending::Raw(raw) = std::mem::take(raw) else { continue };
+                    let Ending::Raw(raw) = std::mem::take(raw) else {
+                        continue;
+                    };
                     let success = raw.is_success();
                     inner.ending = Ending::Opening(std::thread::current().id(), success);
                     raw
@@ -321,21 +376,31 @@ impl Slot {
 /// How to call a function in a message.
 pub(crate) fn function_name(function: &Bound<'_, PyAny>) -> String {
     for attribute in ["__qualname__", "__name__"] {
-        if let Ok(name) = function.getattr(attribute).and_then(|name| name.extract::<String>()) {
+        if let Ok(name) = function
+            .getattr(attribute)
+            .and_then(|name| name.extract::<String>())
+        {
             return name;
         }
     }
     if let Ok(inner) = function.getattr("func") {
         return function_name(&inner);
     }
-    function.get_type().name().map_or_else(|_| "a callable".into(), |name| name.to_string())
+    function
+        .get_type()
+        .name()
+        .map_or_else(|_| "a callable".into(), |name| name.to_string())
 }
 
 /// Turns a timeout in seconds into a moment.
 pub(crate) fn deadline_after(timeout: Option<f64>) -> PyResult<Option<Instant>> {
-    let Some(seconds) = timeout else { return Ok(None) };
+    let Some(seconds) = timeout else {
+        return Ok(None);
+    };
     if seconds.is_nan() {
-        return Err(pyo3::exceptions::PyValueError::new_err("a timeout must be a number of seconds, not NaN"));
+        return Err(pyo3::exceptions::PyValueError::new_err(
+            "a timeout must be a number of seconds, not NaN",
+        ));
     }
     let duration = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
     // Beyond the clock's range is for ever.
@@ -348,7 +413,11 @@ fn run_callback(py: Python<'_>, callback: &Bound<'_, PyAny>, future: &Bound<'_, 
             let logger = py.import("concurrent.futures._base")?.getattr("LOGGER")?;
             let details = pyo3::types::PyDict::new(py);
             details.set_item("exc_info", error.value(py))?;
-            logger.call_method("error", ("exception calling callback for %r", future), Some(&details))?;
+            logger.call_method(
+                "error",
+                ("exception calling callback for %r", future),
+                Some(&details),
+            )?;
             Ok(())
         })();
         if logged.is_err() {
@@ -382,7 +451,9 @@ impl FutureCore {
 impl FutureCore {
     #[new]
     fn new() -> FutureCore {
-        FutureCore { slot: Arc::new(Slot::new()) }
+        FutureCore {
+            slot: Arc::new(Slot::new()),
+        }
     }
 
     /// The value, or raises what the task raised. Waits at most `timeout` seconds.
@@ -392,7 +463,9 @@ impl FutureCore {
         if self.slot.state.load(Ordering::SeqCst) != FINISHED {
             return Err(cancelled_error(py));
         }
-        self.slot.open(py)?.map_err(|exception| PyErr::from_value(exception.into_bound(py)))
+        self.slot
+            .open(py)?
+            .map_err(|exception| PyErr::from_value(exception.into_bound(py)))
     }
 
     /// What the task raised, or None.
@@ -415,7 +488,10 @@ impl FutureCore {
 
     /// Whether it was cancelled.
     fn cancelled(&self) -> bool {
-        matches!(self.slot.state.load(Ordering::SeqCst), CANCELLED | CANCELLED_QUIETLY)
+        matches!(
+            self.slot.state.load(Ordering::SeqCst),
+            CANCELLED | CANCELLED_QUIETLY
+        )
     }
 
     /// Whether it has been claimed and has not ended.
@@ -429,8 +505,6 @@ impl FutureCore {
         if let Some(place) = slot.place.get() {
             if !slot.is_done() && place.executor.cancel(place.call) {
                 slot.announce(py)?;
-                // The completion thread may have been faster and be about to change the state.
-                slot.wait_until(py, None, Slot::is_done)?;
             }
             return Ok(slf.get().cancelled());
         }
@@ -464,12 +538,18 @@ impl FutureCore {
             } else {
                 let observers = inner.observers.get_or_insert_default();
                 observers.callbacks.push(callback.clone().unbind());
-                observers.future.get_or_insert_with(|| slf.clone().into_any().unbind());
+                observers
+                    .future
+                    .get_or_insert_with(|| slf.clone().into_any().unbind());
                 true
             }
         };
         if queued {
-            return if slot.place.get().is_some() { completion::start(slf.py()) } else { Ok(()) };
+            return if slot.place.get().is_some() {
+                completion::start(slf.py())
+            } else {
+                Ok(())
+            };
         }
         run_callback(slf.py(), &callback, slf.as_any());
         Ok(())
@@ -517,7 +597,9 @@ impl FutureCore {
             completion::start(py)?;
         }
         let made = py.import("threading")?.call_method0("Condition")?.unbind();
-        Ok(Self::observe(slf, |o| o.condition.get_or_insert(made).clone_ref(py)))
+        Ok(Self::observe(slf, |o| {
+            o.condition.get_or_insert(made).clone_ref(py)
+        }))
     }
 
     #[getter(_waiters)]
@@ -529,7 +611,12 @@ impl FutureCore {
     #[getter(_done_callbacks)]
     fn done_callbacks(slf: &Bound<'_, Self>) -> Vec<Py<PyAny>> {
         let inner = slf.get().slot.lock();
-        inner.observers.iter().flat_map(|o| &o.callbacks).map(|c| c.clone_ref(slf.py())).collect()
+        inner
+            .observers
+            .iter()
+            .flat_map(|o| &o.callbacks)
+            .map(|c| c.clone_ref(slf.py()))
+            .collect()
     }
 
     #[getter(_result)]
@@ -553,11 +640,19 @@ impl FutureCore {
         let at = slf.as_ptr() as usize;
         let name = slf.get_type().name()?;
         let state = slot.state_name();
-        let shown = if state.starts_with("CANCELLED") { "cancelled".to_owned() } else { state.to_lowercase() };
+        let shown = if state.starts_with("CANCELLED") {
+            "cancelled".to_owned()
+        } else {
+            state.to_lowercase()
+        };
         // Without unpickling anything: a repr must not run user code that nobody asked for.
         let ending = match &slot.lock().ending {
-            Ending::Value(value) => format!(" returned {}", value.bind(slf.py()).get_type().name()?),
-            Ending::Exception(exception) => format!(" raised {}", exception.bind(slf.py()).get_type().name()?),
+            Ending::Value(value) => {
+                format!(" returned {}", value.bind(slf.py()).get_type().name()?)
+            }
+            Ending::Exception(exception) => {
+                format!(" raised {}", exception.bind(slf.py()).get_type().name()?)
+            }
             _ => String::new(),
         };
         Ok(format!("<{name} at {at:#x} state={shown}{ending}>"))
@@ -565,7 +660,9 @@ impl FutureCore {
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         // Whoever holds the lock now is not letting go of these objects either.
-        let Ok(inner) = self.slot.inner.try_lock() else { return Ok(()) };
+        let Ok(inner) = self.slot.inner.try_lock() else {
+            return Ok(());
+        };
         if Arc::strong_count(&self.slot) > 1 {
             // The engine holds the slot as well: what hangs on it is reachable from there.
             return Ok(());
@@ -608,7 +705,11 @@ impl FutureCore {
         };
         if refused {
             let text = format!("{}: {}", slot.state_name(), slf.repr()?);
-            let error = slf.py().import("concurrent.futures")?.getattr("InvalidStateError")?.call1((text,))?;
+            let error = slf
+                .py()
+                .import("concurrent.futures")?
+                .getattr("InvalidStateError")?
+                .call1((text,))?;
             return Err(PyErr::from_value(error));
         }
         slot.ring();
@@ -620,7 +721,9 @@ impl FutureCore {
         let py = slf.py();
         let (condition, waiters, callbacks) = {
             let mut inner = slf.get().slot.lock();
-            let Some(observers) = &mut inner.observers else { return Ok(()) };
+            let Some(observers) = &mut inner.observers else {
+                return Ok(());
+            };
             observers.future = None;
             (
                 observers.condition.as_ref().map(|c| c.clone_ref(py)),

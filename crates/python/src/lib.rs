@@ -26,8 +26,16 @@ use std::ffi::CString;
 /// Says how to start the template: path, arguments, environment (`NAME=value`), as bytes.
 #[pyfunction]
 fn set_template_program(path: Vec<u8>, argv: Vec<Vec<u8>>, env: Vec<Vec<u8>>) -> PyResult<()> {
-    let strings = |list: Vec<Vec<u8>>| list.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
-    let program = Program { path: CString::new(path)?, argv: strings(argv)?, env: strings(env)? };
+    let strings = |list: Vec<Vec<u8>>| {
+        list.into_iter()
+            .map(CString::new)
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let program = Program {
+        path: CString::new(path)?,
+        argv: strings(argv)?,
+        env: strings(env)?,
+    };
     rightlane_runtime::set_program(program);
     Ok(())
 }
@@ -56,7 +64,9 @@ mod _core {
         completion::{run_completions, stop_completions},
         cpu_budget,
         definition::PyDefinition,
-        executor::{PyEngine, after_fork_in_child, after_fork_in_parent, any_open, before_fork, begin_exit},
+        executor::{
+            PyEngine, after_fork_in_child, after_fork_in_parent, any_open, before_fork, begin_exit,
+        },
         future::FutureCore,
         map::MapResults,
         set_template_program, want_site,

@@ -10,8 +10,8 @@
 
 use crate::codec;
 use crate::executor::{
-    Executor, Lane, Local, LocalItems, Ticket, as_serialization_error, call_item, is_unsendable, lock, local_call,
-    record, shape, write_item,
+    Executor, Lane, Local, LocalItems, Ticket, as_serialization_error, call_item, is_unsendable,
+    local_call, lock, record, shape, write_item,
 };
 use crate::future::{deadline_after, function_name};
 use crate::raw::{Raw, cancelled_error};
@@ -67,7 +67,12 @@ pub(crate) struct MapState {
 
 impl MapState {
     fn new(function: Py<PyAny>) -> MapState {
-        MapState { kept: Mutex::default(), bell: AtomicU32::new(0), waiting: AtomicU32::new(0), function }
+        MapState {
+            kept: Mutex::default(),
+            bell: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            function,
+        }
     }
 
     pub(crate) fn name(&self, py: Python<'_>) -> String {
@@ -81,7 +86,11 @@ impl MapState {
             let (mut low, mut high) = (0, kept.aside.len());
             while low < high {
                 let j = low + (high - low) / 2;
-                if kept.aside[j] - j as u64 <= item { low = j + 1 } else { high = j }
+                if kept.aside[j] - j as u64 <= item {
+                    low = j + 1
+                } else {
+                    high = j
+                }
             }
             item + low as u64
         });
@@ -189,7 +198,12 @@ impl MapState {
         }
     }
 
-    fn wait(&self, py: Python<'_>, deadline: Option<Instant>, ready: impl Fn(&Kept) -> bool) -> PyResult<bool> {
+    fn wait(
+        &self,
+        py: Python<'_>,
+        deadline: Option<Instant>,
+        ready: impl Fn(&Kept) -> bool,
+    ) -> PyResult<bool> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let waited = loop {
             let seen = self.bell.load(Ordering::SeqCst);
@@ -216,8 +230,17 @@ impl MapState {
 #[derive(Debug)]
 enum Way {
     Inline,
-    Remote { definition: Arc<Definition>, fall_back: bool, call: Option<CallId>, block: Block },
-    Local { local: Arc<Local>, call: Option<CallId>, count: u64 },
+    Remote {
+        definition: Arc<Definition>,
+        fall_back: bool,
+        call: Option<CallId>,
+        block: Block,
+    },
+    Local {
+        local: Arc<Local>,
+        call: Option<CallId>,
+        count: u64,
+    },
     /// The function can't be sent: every item ends with this.
     Refused(Py<PyAny>),
 }
@@ -244,16 +267,27 @@ impl Source {
         let py = function.py();
         let local = || {
             let items = Mutex::new(LocalItems::default());
-            let local = Arc::new(Local::Map { function: function.clone().unbind(), spread, items });
-            Way::Local { local, call: None, count: 0 }
+            let local = Arc::new(Local::Map {
+                function: function.clone().unbind(),
+                spread,
+                items,
+            });
+            Way::Local {
+                local,
+                call: None,
+                count: 0,
+            }
         };
         let way = match lane {
             Lane::Inline => Way::Inline,
             Lane::Thread => local(),
             Lane::Process | Lane::Auto => match record(function) {
-                Ok(definition) => {
-                    Way::Remote { definition, fall_back: lane == Lane::Auto, call: None, block: Block::new() }
-                }
+                Ok(definition) => Way::Remote {
+                    definition,
+                    fall_back: lane == Lane::Auto,
+                    call: None,
+                    block: Block::new(),
+                },
                 Err(error) if is_unsendable(py, &error) && lane == Lane::Auto => local(),
                 Err(error) if is_unsendable(py, &error) => {
                     Way::Refused(as_serialization_error(py, error, &function_name(function))?)
@@ -287,7 +321,9 @@ impl Source {
                 state.add(Entry::Exception(exception.clone_ref(py)));
             }
             Way::Local { local, count, .. } => {
-                let Local::Map { items, .. } = &**local else { return Err(crate::raw::bug("a map without items")) };
+                let Local::Map { items, .. } = &**local else {
+                    return Err(crate::raw::bug("a map without items"));
+                };
                 lock(items).push(item.clone().unbind());
                 state.add(Entry::Pending);
                 *count += 1;
@@ -295,7 +331,9 @@ impl Source {
                     self.flush(feed, py)?;
                 }
             }
-            Way::Remote { block, fall_back, .. } => match write_item(item, "item", block) {
+            Way::Remote {
+                block, fall_back, ..
+            } => match write_item(item, "item", block) {
                 Ok(()) => {
                     state.add(Entry::Pending);
                     if block.len() >= self.block_items || block.row_bytes() >= MOST_BLOCK_BYTES {
@@ -315,7 +353,8 @@ impl Source {
                             local_call(function, &PyTuple::new(py, [item])?, None)
                         };
                         let ticket = Ticket::MapItem(state.clone(), at);
-                        feed.executor.submit_local(py, local, 1, ticket, Plan::default())?;
+                        feed.executor
+                            .submit_local(py, local, 1, ticket, Plan::default())?;
                     } else {
                         let exception = as_serialization_error(py, error, &state.name(py))?;
                         let at = state.add(Entry::Exception(exception));
@@ -331,7 +370,10 @@ impl Source {
     /// Hands what has been read to the engine.
     fn flush(&mut self, feed: &Feed, py: Python<'_>) -> PyResult<()> {
         self.block_items = (self.block_items * 2).min(MOST_BLOCK_ITEMS);
-        let plan = Plan { chunk_items: self.chunk_items, open: true };
+        let plan = Plan {
+            chunk_items: self.chunk_items,
+            open: true,
+        };
         match &mut self.way {
             Way::Inline | Way::Refused(_) => {}
             Way::Local { local, call, count } => {
@@ -340,20 +382,35 @@ impl Source {
                     Some(call) => feed.executor.extend_local(py, call, count)?,
                     None => {
                         let ticket = Ticket::Map(feed.state.clone());
-                        let made = feed.executor.submit_local(py, local.clone(), count, ticket, plan)?;
+                        let made =
+                            feed.executor
+                                .submit_local(py, local.clone(), count, ticket, plan)?;
                         *call = Some(made);
                         feed.set_call(made);
                     }
                 }
             }
-            Way::Remote { definition, call, block, .. } => {
+            Way::Remote {
+                definition,
+                call,
+                block,
+                ..
+            } => {
                 let items = std::mem::take(block);
                 match *call {
                     Some(call) => feed.executor.engine.extend_remote(call, items),
                     None => {
                         feed.executor.refresh_world(py)?;
-                        let shape = if self.spread { shape::SPREAD } else { shape::ONE };
-                        let remote = Remote { function: definition.clone(), shape, items };
+                        let shape = if self.spread {
+                            shape::SPREAD
+                        } else {
+                            shape::ONE
+                        };
+                        let remote = Remote {
+                            function: definition.clone(),
+                            shape,
+                            items,
+                        };
                         let ticket = Ticket::Map(feed.state.clone());
                         let made = feed.executor.submit_remote(py, remote, ticket, plan)?;
                         *call = Some(made);
@@ -409,7 +466,9 @@ impl Feed {
             return Ok(());
         }
         // Somebody else is reading: what they read serves us as well.
-        let Some(mut source) = lock(&self.source).take() else { return Ok(()) };
+        let Some(mut source) = lock(&self.source).take() else {
+            return Ok(());
+        };
         let iterator = source.iterator.clone_ref(py).into_bound(py);
         let outcome = (|| {
             for _ in 0..most {
@@ -448,8 +507,14 @@ impl Feed {
 
     /// Hands everything read to the engine, because somebody is about to wait for it.
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
-        let Some(mut source) = lock(&self.source).take() else { return Ok(()) };
-        let flushed = if source.has_unflushed() > 0 { source.flush(self, py) } else { Ok(()) };
+        let Some(mut source) = lock(&self.source).take() else {
+            return Ok(());
+        };
+        let flushed = if source.has_unflushed() > 0 {
+            source.flush(self, py)
+        } else {
+            Ok(())
+        };
         *lock(&self.source) = Some(source);
         flushed
     }
@@ -477,7 +542,8 @@ impl Feed {
         let abandoned = Arc::strong_count(self) <= 2;
         if !self.open_ended || abandoned {
             let error = Python::attach(|py| {
-                let text = "the executor was shut down before the input of this map was read to its end";
+                let text =
+                    "the executor was shut down before the input of this map was read to its end";
                 PyRuntimeError::new_err(text).into_value(py).into_any()
             });
             self.end(Some(error));
@@ -495,9 +561,11 @@ impl Feed {
                 if seen_exhausted {
                     break;
                 }
-                self.state.wait(py, Some(Instant::now() + Duration::from_millis(100)), |kept| {
-                    kept.read - kept.ended <= most
-                })?;
+                self.state.wait(
+                    py,
+                    Some(Instant::now() + Duration::from_millis(100)),
+                    |kept| kept.read - kept.ended <= most,
+                )?;
                 py.check_signals()?;
                 continue;
             }
@@ -523,7 +591,12 @@ fn read_next<'py>(iterator: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, Py
 }
 
 impl Executor {
-    fn extend_local(self: &Arc<Executor>, py: Python<'_>, call: CallId, count: u64) -> PyResult<()> {
+    fn extend_local(
+        self: &Arc<Executor>,
+        py: Python<'_>,
+        call: CallId,
+        count: u64,
+    ) -> PyResult<()> {
         self.engine.extend_local(call, count);
         self.start_threads(py)
     }
@@ -535,7 +608,9 @@ impl Executor {
         ticket: Ticket,
         plan: Plan,
     ) -> PyResult<CallId> {
-        self.engine.submit_remote(remote, ticket, plan).map_err(|error| self.submit_error(py, error))
+        self.engine
+            .submit_remote(remote, ticket, plan)
+            .map_err(|error| self.submit_error(py, error))
     }
 }
 
@@ -583,13 +658,22 @@ impl MapResults {
             Some(Some(exception)) => Some(exception.clone_ref(py)),
             _ => None,
         };
-        let error = read.err().or_else(|| raised.map(|exception| PyErr::from_value(exception.into_bound(py))));
+        let error = read
+            .err()
+            .or_else(|| raised.map(|exception| PyErr::from_value(exception.into_bound(py))));
         if let Some(error) = error {
             feed.cancel();
             return Err(error);
         }
         let window = window.unwrap_or(READ_AHEAD_ITEMS);
-        Ok(MapResults { feed, ready: VecDeque::new(), window, deadline, started: false, finished: false })
+        Ok(MapResults {
+            feed,
+            ready: VecDeque::new(),
+            window,
+            deadline,
+            started: false,
+            finished: false,
+        })
     }
 
     fn stop(&mut self) {
@@ -611,7 +695,11 @@ impl MapResults {
                 return self.open(py, entry).map(Some);
             }
             // With a window of its own a map holds no more than that, taken or not.
-            let most = if feed.open_ended || feed.is_exhausted() { 1024 } else { 1 };
+            let most = if feed.open_ended || feed.is_exhausted() {
+                1024
+            } else {
+                1
+            };
             state.take_ready(&mut self.ready, most);
             if !self.ready.is_empty() {
                 continue;
@@ -632,7 +720,8 @@ impl MapResults {
             }
             feed.flush(py)?;
             let ready = |kept: &Kept| {
-                !matches!(kept.entries.front(), Some(Entry::Pending)) && (!kept.entries.is_empty() || feed.is_exhausted())
+                !matches!(kept.entries.front(), Some(Entry::Pending))
+                    && (!kept.entries.is_empty() || feed.is_exhausted())
             };
             if !state.wait(py, self.deadline, ready)? {
                 return Err(PyTimeoutError::new_err(()));
@@ -644,15 +733,18 @@ impl MapResults {
         let raised = match entry {
             Entry::Value(value) => return Ok(value),
             Entry::Exception(exception) => exception,
-            Entry::Raw(Raw::Answer { flavor: crate::raw::flavor::RETURNED, bytes }) if !bytes.as_slice().is_empty()
-                && bytes.as_slice()[0] != codec::PICKLE =>
-            {
+            Entry::Raw(Raw::Answer {
+                flavor: crate::raw::flavor::RETURNED,
+                bytes,
+            }) if !bytes.as_slice().is_empty() && bytes.as_slice()[0] != codec::PICKLE => {
                 return Ok(codec::decode(py, bytes.as_slice())?.unbind());
             }
             Entry::Raw(Raw::Cancelled) => return Err(cancelled_error(py)),
             Entry::Raw(raw) => {
                 let executor = &self.feed.executor;
-                let opened = raw.open(py, &self.feed.state.name(py), |why| executor.breakage_error(py, why));
+                let opened = raw.open(py, &self.feed.state.name(py), |why| {
+                    executor.breakage_error(py, why)
+                });
                 match opened {
                     Ok(value) => return Ok(value),
                     Err(exception) => exception,

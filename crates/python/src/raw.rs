@@ -28,7 +28,10 @@ impl Bytes {
         if slice.len() <= 22 {
             let mut bytes = [0; 22];
             bytes[..slice.len()].copy_from_slice(slice);
-            return Bytes::Small { len: slice.len() as u8, bytes };
+            return Bytes::Small {
+                len: slice.len() as u8,
+                bytes,
+            };
         }
         let (bytes, skip) = answer.into_owned();
         Bytes::Large { bytes, skip }
@@ -54,7 +57,10 @@ pub(crate) enum Raw {
 impl Raw {
     pub(crate) fn new(end: End<'_>) -> Raw {
         match end {
-            End::Answer { flavor, bytes } => Raw::Answer { flavor, bytes: Bytes::new(bytes) },
+            End::Answer { flavor, bytes } => Raw::Answer {
+                flavor,
+                bytes: Bytes::new(bytes),
+            },
             End::Cancelled => Raw::Cancelled,
             End::Lost(loss) => Raw::Lost(loss),
             End::Broken(breakage) => Raw::Broken(breakage),
@@ -63,17 +69,34 @@ impl Raw {
 
     /// Whether the function returned: a flag on the wire, so nothing is unpickled to know it (rule 9).
     pub(crate) fn is_success(&self) -> bool {
-        matches!(self, Raw::Answer { flavor: flavor::RETURNED, .. })
+        matches!(
+            self,
+            Raw::Answer {
+                flavor: flavor::RETURNED,
+                ..
+            }
+        )
     }
 
     /// The value, or the exception to raise. `name` is what was running, for messages.
-    pub(crate) fn open(&self, py: Python<'_>, name: &str, breakage: impl FnOnce(Breakage) -> PyErr) -> Result<Py<PyAny>, Py<PyAny>> {
+    pub(crate) fn open(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        breakage: impl FnOnce(Breakage) -> PyErr,
+    ) -> Result<Py<PyAny>, Py<PyAny>> {
         let opened = match self {
-            Raw::Answer { flavor: flavor::RETURNED, bytes } => match codec::decode(py, bytes.as_slice()) {
+            Raw::Answer {
+                flavor: flavor::RETURNED,
+                bytes,
+            } => match codec::decode(py, bytes.as_slice()) {
                 Ok(value) => return Ok(value.unbind()),
                 Err(error) => unreadable(py, name, error),
             },
-            Raw::Answer { flavor: flavor::RAISED, bytes } => raised(py, bytes.as_slice()),
+            Raw::Answer {
+                flavor: flavor::RAISED,
+                bytes,
+            } => raised(py, bytes.as_slice()),
             Raw::Answer { bytes, .. } => unsendable(py, bytes.as_slice()),
             Raw::Cancelled => Err(cancelled_error(py)),
             Raw::Lost(loss) => worker_lost(py, loss, name),
@@ -87,7 +110,10 @@ impl Raw {
 }
 
 fn raised(py: Python<'_>, packed: &[u8]) -> PyResult<Py<PyAny>> {
-    Ok(py.import("rightlane._remote")?.call_method1("unpack", (packed,))?.unbind())
+    Ok(py
+        .import("rightlane._remote")?
+        .call_method1("unpack", (packed,))?
+        .unbind())
 }
 
 fn unsendable(py: Python<'_>, bytes: &[u8]) -> PyResult<Py<PyAny>> {
@@ -96,12 +122,22 @@ fn unsendable(py: Python<'_>, bytes: &[u8]) -> PyResult<Py<PyAny>> {
 }
 
 /// A `SerializationError`.
-pub(crate) fn serialization_error(py: Python<'_>, message: &str, path: &str) -> PyResult<Py<PyAny>> {
-    Ok(py.import("rightlane._errors")?.call_method1("SerializationError", (message, path))?.unbind())
+pub(crate) fn serialization_error(
+    py: Python<'_>,
+    message: &str,
+    path: &str,
+) -> PyResult<Py<PyAny>> {
+    Ok(py
+        .import("rightlane._errors")?
+        .call_method1("SerializationError", (message, path))?
+        .unbind())
 }
 
 fn unreadable(py: Python<'_>, name: &str, error: PyErr) -> PyResult<Py<PyAny>> {
-    let message = format!("the result of {name} cannot be unpickled here: {}", describe(py, &error));
+    let message = format!(
+        "the result of {name} cannot be unpickled here: {}",
+        describe(py, &error)
+    );
     let made = serialization_error(py, &message, "result")?;
     made.setattr(py, "__cause__", error.into_value(py))?;
     Ok(made)
@@ -109,9 +145,14 @@ fn unreadable(py: Python<'_>, name: &str, error: PyErr) -> PyResult<Py<PyAny>> {
 
 /// An error in one line, as a traceback ends.
 pub(crate) fn describe(py: Python<'_>, error: &PyErr) -> String {
-    let kind = error.get_type(py).qualname().map_or_else(|_| "error".into(), |name| name.to_string());
+    let kind = error
+        .get_type(py)
+        .qualname()
+        .map_or_else(|_| "error".into(), |name| name.to_string());
     match error.value(py).str() {
-        Ok(text) if !text.to_string_lossy().is_empty() => format!("{kind}: {}", text.to_string_lossy()),
+        Ok(text) if !text.to_string_lossy().is_empty() => {
+            format!("{kind}: {}", text.to_string_lossy())
+        }
         _ => kind,
     }
 }
@@ -123,12 +164,20 @@ fn worker_lost(py: Python<'_>, loss: &Loss, name: &str) -> PyResult<Py<PyAny>> {
         Exit::Unknown => (None, None),
     };
     let errors = py.import("rightlane._errors")?;
-    Ok(errors.call_method1("WorkerLost", (loss.pid.unwrap_or(0), signal, code, name, loss.attempt))?.unbind())
+    Ok(errors
+        .call_method1(
+            "WorkerLost",
+            (loss.pid.unwrap_or(0), signal, code, name, loss.attempt),
+        )?
+        .unbind())
 }
 
 /// The standard `concurrent.futures.CancelledError` (rule 11).
 pub(crate) fn cancelled_error(py: Python<'_>) -> PyErr {
-    match py.import("concurrent.futures").and_then(|module| module.getattr("CancelledError")?.call0()) {
+    match py
+        .import("concurrent.futures")
+        .and_then(|module| module.getattr("CancelledError")?.call0())
+    {
         Ok(error) => PyErr::from_value(error),
         Err(error) => error,
     }

@@ -36,19 +36,28 @@ impl Interpreter for PythonInterpreter<'_> {
     fn fork(&mut self) -> io::Result<i32> {
         let pid = self.fork.call0().and_then(|pid| pid.extract());
         pid.map_err(|error| {
-            let errno = error.value(self.fork.py()).getattr("errno").and_then(|errno| errno.extract());
+            let errno = error
+                .value(self.fork.py())
+                .getattr("errno")
+                .and_then(|errno| errno.extract());
             errno.map_or_else(|_| io::Error::other("fork"), io::Error::from_raw_os_error)
         })
     }
 
     fn run_site(&mut self) -> bool {
-        self.run_site.call0().and_then(|fit| fit.extract()).unwrap_or(false)
+        self.run_site
+            .call0()
+            .and_then(|fit| fit.extract())
+            .unwrap_or(false)
     }
 }
 
 /// The template's life. Returns None when it is over, and a seat in each worker that it forks.
 #[pyfunction]
-pub(crate) fn serve_template(fork: Bound<'_, PyAny>, run_site: Bound<'_, PyAny>) -> PyResult<Option<WorkerSeat>> {
+pub(crate) fn serve_template(
+    fork: Bound<'_, PyAny>,
+    run_site: Bound<'_, PyAny>,
+) -> PyResult<Option<WorkerSeat>> {
     let mut nursery = Nursery::open()?;
     let seat = nursery.run(&mut PythonInterpreter { fork, run_site });
     // Dropped in the worker as well: none of the template's descriptors stay open there.
@@ -58,7 +67,11 @@ pub(crate) fn serve_template(fork: Bound<'_, PyAny>, run_site: Bound<'_, PyAny>)
 
 /// The worker's life: returns when it is asked to retire.
 #[pyfunction]
-pub(crate) fn serve_worker(py: Python<'_>, seat: &Bound<'_, WorkerSeat>, hooks: Bound<'_, PyAny>) -> PyResult<bool> {
+pub(crate) fn serve_worker(
+    py: Python<'_>,
+    seat: &Bound<'_, WorkerSeat>,
+    hooks: Bound<'_, PyAny>,
+) -> PyResult<bool> {
     let Some(seat) = seat.borrow_mut().seat.take() else {
         return Err(PyRuntimeError::new_err("this seat is taken"));
     };
@@ -74,7 +87,15 @@ pub(crate) fn serve_worker(py: Python<'_>, seat: &Bound<'_, WorkerSeat>, hooks: 
         flush: hooks.getattr("flush")?,
         take_notices: hooks.getattr("take_notices")?,
     };
-    Worker { py, desk, hooks, functions: HashMap::new(), answer: Vec::new() }.run()
+    Worker {
+        py,
+        desk,
+        hooks,
+        functions: HashMap::new(),
+        passing: None,
+        answer: Vec::new(),
+    }
+    .run()
 }
 
 fn broken(error: WorkerError) -> PyErr {
@@ -100,6 +121,8 @@ struct Worker<'py> {
     hooks: Hooks<'py>,
     /// Functions that have been resolved, by definition.
     functions: HashMap<u64, Bound<'py, PyAny>>,
+    /// Which of them must not outlast the piece that runs.
+    passing: Option<u64>,
     /// Room for an answer's head, then its bytes; kept for its capacity.
     answer: Vec<u8>,
 }
@@ -110,9 +133,12 @@ impl<'py> Worker<'py> {
         let mut booted = false;
         loop {
             match self.next_message()? {
-                Message::Boot { world, initializer } => {
+                Message::Boot { world } => {
+                    self.hooks.boot.call1((&world[..],))?;
+                }
+                Message::Begin { initializer } => {
                     booted = true;
-                    if !self.boot(&world, initializer)? {
+                    if !self.begin(initializer)? {
                         return Ok(false);
                     }
                 }
@@ -141,10 +167,10 @@ impl<'py> Worker<'py> {
         }
     }
 
-    fn boot(&mut self, world: &[u8], initializer: Option<(u64, Vec<u8>)>) -> PyResult<bool> {
-        self.hooks.boot.call1((world,))?;
-        self.desk.started().map_err(broken)?;
+    fn begin(&mut self, initializer: Option<(u64, Vec<u8>)>) -> PyResult<bool> {
         if let Some((id, arguments)) = initializer {
+            // From here on a death is the initializer's, not a failed boot (rule 10).
+            self.desk.started().map_err(broken)?;
             let outcome = self.call(id, shape::SPREAD, &arguments);
             self.flush();
             let raised = match outcome {
@@ -172,7 +198,9 @@ impl<'py> Worker<'py> {
                 return self.desk.skipped(head.seq, item).map_err(broken);
             }
             let Some(bytes) = piece.next_item() else {
-                return Err(PyRuntimeError::new_err("a piece is shorter than its head says"));
+                return Err(PyRuntimeError::new_err(
+                    "a piece is shorter than its head says",
+                ));
             };
             let flavor = self.run_item(head.function, head.shape, bytes);
             if forked() {
@@ -184,6 +212,9 @@ impl<'py> Worker<'py> {
             if last {
                 // Flushed after each task (rule 14); within a piece, whatever wrote asked for it.
                 self.flush();
+            }
+            if last && let Some(passing) = self.passing.take() {
+                self.functions.remove(&passing);
             }
             self.tell_notices();
             let now_ns = begun.elapsed().as_nanos() as u64;
@@ -226,7 +257,12 @@ impl<'py> Worker<'py> {
             Err(Failed::Unreadable(error)) => return self.write_unsendable(&error, ""),
         };
         // `pack` never raises; should it do so all the same, the worker is at its end.
-        match self.hooks.pack.call1((raised.value(py),)).and_then(|packed| packed.extract::<Vec<u8>>()) {
+        match self
+            .hooks
+            .pack
+            .call1((raised.value(py),))
+            .and_then(|packed| packed.extract::<Vec<u8>>())
+        {
             Ok(packed) => {
                 self.answer.extend_from_slice(&packed);
                 flavor::RAISED
@@ -235,16 +271,14 @@ impl<'py> Worker<'py> {
         }
     }
 
-    fn call(&mut self, function: u64, shape: u32, bytes: &[u8]) -> Result<Bound<'py, PyAny>, Failed> {
+    fn call(
+        &mut self,
+        function: u64,
+        shape: u32,
+        bytes: &[u8],
+    ) -> Result<Bound<'py, PyAny>, Failed> {
         let py = self.py;
-        let function = match self.functions.get(&function) {
-            Some(function) => function.clone(),
-            None => {
-                let resolved = self.hooks.resolve.call1((function,)).map_err(Failed::Unreadable)?;
-                self.functions.insert(function, resolved.clone());
-                resolved
-            }
-        };
+        let function = self.function(function).map_err(Failed::Unreadable)?;
         let argument = codec::decode(py, bytes).map_err(Failed::Unreadable)?;
         let called = match shape {
             shape::ONE => call_item(&function, &argument, false),
@@ -258,6 +292,20 @@ impl<'py> Worker<'py> {
         called
             .map(|value| value.into_bound(py))
             .map_err(|exception| Failed::Raised(PyErr::from_value(exception.into_bound(py))))
+    }
+
+    /// The function behind a definition. What has a state of its own lasts for one piece only.
+    fn function(&mut self, id: u64) -> PyResult<Bound<'py, PyAny>> {
+        if let Some(function) = self.functions.get(&id) {
+            return Ok(function.clone());
+        }
+        let (function, lasting): (Bound<'py, PyAny>, bool) =
+            self.hooks.resolve.call1((id,))?.extract()?;
+        self.functions.insert(id, function.clone());
+        if !lasting {
+            self.passing = Some(id);
+        }
+        Ok(function)
     }
 
     fn write_value(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
@@ -286,7 +334,9 @@ impl<'py> Worker<'py> {
         if !written {
             self.answer.truncate(HEAD_BYTES);
             let text = one_line(py, error);
-            if let Ok(fallback) = (text.chars().take(500).collect::<String>(), what).into_pyobject(py) {
+            if let Ok(fallback) =
+                (text.chars().take(500).collect::<String>(), what).into_pyobject(py)
+            {
                 codec::encode_scalar(fallback.as_any(), &mut self.answer);
             }
         }

@@ -82,13 +82,17 @@ pub enum Attempt {
 
 /// Worker: claims an item, unless its piece was taken back. `slot` is the word of [`slot`]`(seq)`.
 pub fn claim(word: &AtomicU64, slot: &AtomicU64, seq: u64, item: u32) -> Attempt {
+    // Relaxed: only the worker writes this word.
+    let before = word.load(Ordering::Relaxed);
     // Release, so that a parent that sees the claim sees what the worker did before it.
     word.store(Claim::new(seq, item).0, Ordering::Release);
     // The fence pairs with the one in `revoke`: of our store and the parent's, at least one comes
     // before the other side's load.
     fence(Ordering::SeqCst);
     if is_revoked(slot, seq) {
-        release(word);
+        // The claim before, not none: the parent may not have read the answers of earlier items yet,
+        // and must not take them for untouched when it revokes the piece once more.
+        word.store(before, Ordering::Release);
         return Attempt::Revoked;
     }
     Attempt::Claimed

@@ -17,13 +17,19 @@ impl CpuBudget {
     /// Reads it.
     pub fn read() -> CpuBudget {
         let affinity = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
-        CpuBudget { affinity: affinity.max(1), quota: tightest_quota(Path::new("/")) }
+        CpuBudget {
+            affinity: affinity.max(1),
+            quota: tightest_quota(Path::new("/")),
+        }
     }
 
     /// How many workers it makes: the fraction rounded up, at least one (rule 4).
     pub fn workers(&self) -> u32 {
         let cpus = f64::from(self.affinity);
-        self.quota.map_or(cpus, |quota| quota.min(cpus)).ceil().max(1.0) as u32
+        self.quota
+            .map_or(cpus, |quota| quota.min(cpus))
+            .ceil()
+            .max(1.0) as u32
     }
 }
 
@@ -33,7 +39,11 @@ fn tightest_quota(root: &Path) -> Option<f64> {
     let mut tightest: Option<f64> = None;
     for line in groups.lines() {
         let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        let (Some(_), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
         let mount: PathBuf = if controllers.is_empty() {
             root.join("sys/fs/cgroup")
         } else if controllers.split(',').any(|name| name == "cpu") {
@@ -59,9 +69,15 @@ fn quota_of(level: &Path) -> Option<f64> {
     let (quota, period) = match read("cpu.max") {
         Some(both) => {
             let mut fields = both.split_whitespace();
-            (fields.next()?.parse::<f64>().ok()?, fields.next()?.parse::<f64>().ok()?)
+            (
+                fields.next()?.parse::<f64>().ok()?,
+                fields.next()?.parse::<f64>().ok()?,
+            )
         }
-        None => (read("cpu.cfs_quota_us")?.trim().parse().ok()?, read("cpu.cfs_period_us")?.trim().parse().ok()?),
+        None => (
+            read("cpu.cfs_quota_us")?.trim().parse().ok()?,
+            read("cpu.cfs_period_us")?.trim().parse().ok()?,
+        ),
     };
     (quota > 0.0 && period > 0.0).then(|| quota / period)
 }
@@ -73,7 +89,11 @@ mod tests {
     fn tree(files: &[(&str, &str)]) -> PathBuf {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("rightlane-budget-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "rightlane-budget-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let root = std::env::temp_dir().join(name);
         for (path, text) in files {
             let path = root.join(path);
@@ -99,7 +119,10 @@ mod tests {
         let root = tree(&[
             ("proc/self/cgroup", "3:cpu,cpuacct:/job\n2:memory:/job\n"),
             ("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us", "50000\n"),
-            ("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us", "100000\n"),
+            (
+                "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us",
+                "100000\n",
+            ),
             ("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "-1\n"),
             ("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n"),
         ]);

@@ -26,12 +26,17 @@ impl Definition {
     /// A definition that has its number but no content yet, so that definitions can refer to each other.
     pub fn reserve() -> Arc<Definition> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Arc::new(Definition { id: NEXT.fetch_add(1, Ordering::Relaxed), body: OnceLock::new() })
+        Arc::new(Definition {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            body: OnceLock::new(),
+        })
     }
 
     /// Gives a reserved definition its content. False if it has one already.
     pub fn fill(&self, bytes: &[u8], needs: Vec<Arc<Definition>>) -> bool {
-        let frame = [&self.id.to_le_bytes()[..], bytes].concat().into_boxed_slice();
+        let frame = [&self.id.to_le_bytes()[..], bytes]
+            .concat()
+            .into_boxed_slice();
         self.body.set(Body { frame, needs }).is_ok()
     }
 

@@ -15,7 +15,9 @@ use crate::sys::futex::{self, Scope};
 use crate::wire::{AnswerHead, PieceHead, to_engine};
 use rightlane_core::event::{Action, Breakage, Claim, Event, Exit, Lane, Verdict};
 use rightlane_core::ids::IdMap;
-use rightlane_core::{CallId, CallSpec, Cancel, Config, Moment, PieceSeq, Port, Refused, Scheduler, WorkerId};
+use rightlane_core::{
+    CallId, CallSpec, Cancel, Config, Moment, PieceSeq, Port, Refused, Scheduler, WorkerId,
+};
 use rustix::process::Signal;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -62,7 +64,11 @@ pub struct Initializer {
 }
 
 enum Body<C: Client> {
-    Remote { function: Arc<Definition>, shape: u32, items: Items },
+    Remote {
+        function: Arc<Definition>,
+        shape: u32,
+        items: Items,
+    },
     Local(Arc<C::Local>),
 }
 
@@ -142,6 +148,8 @@ struct Floor<C: Client> {
     spawn_error: Option<String>,
     killed_by_user: bool,
     drained: bool,
+    /// The membership is still to be left, and whoever waits to be told.
+    just_drained: bool,
 
     threads: VecDeque<ThreadPiece<C>>,
     live_threads: u32,
@@ -149,8 +157,6 @@ struct Floor<C: Client> {
     /// Items of calls in the thread lane that have not ended: there are never more threads than these.
     open_thread_calls: u64,
 
-    /// Links dropped in this round: a loss names the process.
-    departed: Vec<(WorkerId, Link)>,
     /// News made while acting on decisions.
     faults: Vec<Event>,
     /// What to drop after the lock is released.
@@ -186,7 +192,9 @@ pub struct Engine<C: Client> {
 
 impl<C: Client> std::fmt::Debug for Engine<C> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -202,11 +210,11 @@ impl<C: Client> Floor<C> {
             spawn_error: None,
             killed_by_user: false,
             drained: false,
+            just_drained: false,
             threads: VecDeque::new(),
             live_threads: 0,
             idle_threads: 0,
             open_thread_calls: 0,
-            departed: Vec::new(),
             faults: Vec::new(),
             garbage: Vec::new(),
             garbage_pieces: Vec::new(),
@@ -218,7 +226,10 @@ impl<C: Client> Floor<C> {
 impl<C: Client> Engine<C> {
     /// An executor of at most `max_slots` started, unfinished tasks. Nothing is started yet.
     pub fn new(client: C, max_slots: u32, initializer: Option<Initializer>) -> Arc<Engine<C>> {
-        let config = Config { max_slots, prefetch: PREFETCH };
+        let config = Config {
+            max_slots,
+            prefetch: PREFETCH,
+        };
         let state = State {
             scheduler: Scheduler::new(config.clone()),
             floor: Floor::new(initializer.map(Arc::new)),
@@ -246,23 +257,33 @@ impl<C: Client> Engine<C> {
 
     fn join_hub(&self, state: &mut State<C>) -> io::Result<()> {
         if state.floor.membership.is_none()
-            && let Some(me) = self.myself.upgrade() {
-                state.floor.membership = Some(hub::join(me)?);
-            }
+            && let Some(me) = self.myself.upgrade()
+        {
+            state.floor.membership = Some(hub::join(me)?);
+        }
         Ok(())
     }
 
     // ---- calls ---------------------------------------------------------------------------------
 
     /// Accepts a call for worker processes.
-    pub fn submit_remote(&self, remote: Remote, ticket: C::Ticket, plan: Plan) -> Result<CallId, SubmitError> {
+    pub fn submit_remote(
+        &self,
+        remote: Remote,
+        ticket: C::Ticket,
+        plan: Plan,
+    ) -> Result<CallId, SubmitError> {
         self.with(|engine, state| {
             state.scheduler.accepts()?;
             engine.join_hub(state)?;
             let mut items = Items::default();
             let count = remote.items.len() as u64;
             items.extend(remote.items);
-            let body = Body::Remote { function: remote.function, shape: remote.shape, items };
+            let body = Body::Remote {
+                function: remote.function,
+                shape: remote.shape,
+                items,
+            };
             engine.accept(state, Lane::Process, count, body, ticket, plan)
         })
     }
@@ -291,10 +312,19 @@ impl<C: Client> Engine<C> {
         ticket: C::Ticket,
         plan: Plan,
     ) -> Result<CallId, SubmitError> {
-        let spec = CallSpec { lane, chunk_items: plan.chunk_items, items, closed: !plan.open };
+        let spec = CallSpec {
+            lane,
+            chunk_items: plan.chunk_items,
+            items,
+            closed: !plan.open,
+        };
         // The scheduler dispatches only afterwards, so the payload is in place in time.
         let id = state.scheduler.open(&spec)?;
-        let held = Held { ticket: Arc::new(ticket), body, abandoned: Arc::new(AtomicBool::new(false)) };
+        let held = Held {
+            ticket: Arc::new(ticket),
+            body,
+            abandoned: Arc::new(AtomicBool::new(false)),
+        };
         state.floor.calls.insert(id, held);
         Ok(id)
     }
@@ -303,7 +333,11 @@ impl<C: Client> Engine<C> {
     pub fn extend_remote(&self, call: CallId, block: Block) {
         self.with(|_, state| {
             let count = block.len() as u64;
-            if let Some(Held { body: Body::Remote { items, .. }, .. }) = state.floor.calls.get_mut(&call) {
+            if let Some(Held {
+                body: Body::Remote { items, .. },
+                ..
+            }) = state.floor.calls.get_mut(&call)
+            {
                 items.extend(block);
                 state.scheduler.extend(call, count);
             }
@@ -372,8 +406,11 @@ impl<C: Client> Engine<C> {
     /// Whether a lane thread should be started now; if so it is counted, and the caller starts it.
     pub fn wants_thread(&self) -> bool {
         let floor = &mut lock(&self.state).floor;
-        let useful = floor.open_thread_calls.min(u64::from(self.config.max_slots));
-        let wanted = u64::from(floor.live_threads) < useful && floor.idle_threads < floor.threads.len().max(1) as u32;
+        let useful = floor
+            .open_thread_calls
+            .min(u64::from(self.config.max_slots));
+        let wanted = u64::from(floor.live_threads) < useful
+            && floor.idle_threads < floor.threads.len().max(1) as u32;
         if wanted {
             floor.live_threads += 1;
         }
@@ -395,7 +432,9 @@ impl<C: Client> Engine<C> {
             state.act(engine);
             match state.floor.threads.pop_front() {
                 Some(piece) => ThreadNext::Run(piece),
-                None if state.floor.drained || state.scheduler.accepts().is_err() && !state.has_thread_work() => {
+                None if state.floor.drained
+                    || state.scheduler.accepts().is_err() && !state.has_thread_work() =>
+                {
                     ThreadNext::End
                 }
                 None => {
@@ -419,7 +458,11 @@ impl<C: Client> Engine<C> {
     /// A lane thread's initializer raised.
     pub fn thread_initializer_raised(&self) {
         self.with(|_, state| {
-            let _ = state.scheduler.handle(Event::ThreadInitializerRaised, crate::sys::now());
+            // What no thread has picked up waits again, and breaks with the rest.
+            state.call_back_thread_pieces(None);
+            let _ = state
+                .scheduler
+                .handle(Event::ThreadInitializerRaised, crate::sys::now());
         });
     }
 
@@ -483,7 +526,11 @@ impl<C: Client> Engine<C> {
     /// All that is known about a breakage.
     pub fn breakage(&self, breakage: Breakage) -> BreakageReport {
         let floor = &lock(&self.state).floor;
-        BreakageReport { breakage, raised: floor.raised.clone(), spawn_error: floor.spawn_error.clone() }
+        BreakageReport {
+            breakage,
+            raised: floor.raised.clone(),
+            spawn_error: floor.spawn_error.clone(),
+        }
     }
 
     /// The calls that have not ended and, where a worker holds them, its pid.
@@ -492,7 +539,10 @@ impl<C: Client> Engine<C> {
         let ids = state.scheduler.open_calls();
         let open = ids.iter().filter_map(|id| {
             let held = state.floor.calls.get(id)?;
-            let pid = state.scheduler.holder(*id).and_then(|(worker, _)| state.floor.links.get(&worker)?.pid);
+            let pid = state
+                .scheduler
+                .holder(*id)
+                .and_then(|(worker, _)| state.floor.links.get(&worker)?.pid);
             Some((held.ticket.clone(), pid))
         });
         open.collect()
@@ -500,7 +550,12 @@ impl<C: Client> Engine<C> {
 
     /// The pids of the workers that are there.
     pub fn worker_pids(&self) -> Vec<i32> {
-        lock(&self.state).floor.links.values().filter_map(|link| link.pid).collect()
+        lock(&self.state)
+            .floor
+            .links
+            .values()
+            .filter_map(|link| link.pid)
+            .collect()
     }
 
     /// In a forked child: forgets workers and threads, ends every call as cancelled, and is ready for new
@@ -510,7 +565,10 @@ impl<C: Client> Engine<C> {
             let mut state = lock(&self.state);
             let was_open = !matches!(state.scheduler.accepts(), Err(Refused::ShutDown));
             let floor = Floor::new(state.floor.initializer.clone());
-            let mut fresh = State { scheduler: Scheduler::new(self.config.clone()), floor };
+            let mut fresh = State {
+                scheduler: Scheduler::new(self.config.clone()),
+                floor,
+            };
             if !was_open {
                 fresh.scheduler.close(crate::sys::now());
                 fresh.floor.drained = true;
@@ -541,11 +599,14 @@ impl<C: Client> Engine<C> {
         let garbage = std::mem::take(&mut state.floor.garbage);
         let pieces = std::mem::take(&mut state.floor.garbage_pieces);
         let to_wake = std::mem::take(&mut state.floor.threads_to_wake);
-        let leaving = if state.floor.drained { state.floor.membership.clone() } else { None };
+        let just_drained = std::mem::take(&mut state.floor.just_drained);
+        let membership = state.floor.membership.clone();
         drop(state);
         self.ring_threads(to_wake);
-        if let Some(membership) = leaving {
-            membership.leave();
+        if just_drained {
+            if let Some(membership) = membership {
+                membership.leave();
+            }
             self.drained_bell.fetch_add(1, Ordering::Release);
             futex::wake(&self.drained_bell, u32::MAX, Scope::Private);
         }
@@ -571,7 +632,12 @@ impl<C: Client> State<C> {
         let mut kept = VecDeque::new();
         for piece in std::mem::take(&mut self.floor.threads) {
             if call.is_none_or(|call| call == piece.call) {
-                let done = ThreadDone { call: piece.call, ran: 0, rest: piece.items.clone(), busy_ns: 0 };
+                let done = ThreadDone {
+                    call: piece.call,
+                    ran: 0,
+                    rest: piece.items.clone(),
+                    busy_ns: 0,
+                };
                 self.thread_piece_done(&done);
                 self.floor.garbage_pieces.push(piece);
             } else {
@@ -586,7 +652,11 @@ impl<C: Client> State<C> {
             self.scheduler.thread_answered(done.call);
         }
         self.scheduler.thread_skipped(done.call, done.rest.clone());
-        let event = Event::ThreadPieceDone { call: done.call, items: done.ran, busy_ns: done.busy_ns };
+        let event = Event::ThreadPieceDone {
+            call: done.call,
+            items: done.ran,
+            busy_ns: done.busy_ns,
+        };
         let _ = self.scheduler.handle(event, crate::sys::now());
     }
 
@@ -608,7 +678,6 @@ impl<C: Client> State<C> {
                 let _ = self.scheduler.handle(fault, now);
             }
         }
-        self.floor.departed.clear();
     }
 
     fn perform(&mut self, engine: &Engine<C>, action: Action) {
@@ -620,21 +689,46 @@ impl<C: Client> State<C> {
                     floor.faults.push(Event::SpawnFailed(worker));
                 }
             }
-            Action::Send { worker, seq, call, items } => {
-                let (Some(link), Some(held)) = (floor.links.get_mut(&worker), floor.calls.get(&call)) else {
+            Action::Send {
+                worker,
+                seq,
+                call,
+                items,
+            } => {
+                let (Some(link), Some(held)) =
+                    (floor.links.get_mut(&worker), floor.calls.get(&call))
+                else {
                     return;
                 };
-                let Body::Remote { function, shape, items: kept } = &held.body else { return };
-                let Some(slice) = kept.slice(&items) else { return };
+                let Body::Remote {
+                    function,
+                    shape,
+                    items: kept,
+                } = &held.body
+                else {
+                    return;
+                };
+                let Some(slice) = kept.slice(&items) else {
+                    return;
+                };
                 let count = (items.end - items.start) as u32;
-                let head = PieceHead { seq: seq.0, items: count, function: function.id(), shape: *shape };
+                let head = PieceHead {
+                    seq: seq.0,
+                    items: count,
+                    function: function.id(),
+                    shape: *shape,
+                };
                 if link.send_piece(head, function, slice).is_err() {
                     self.scheduler.kill(worker);
                 }
             }
             Action::RunOnThread { call, items } => {
-                let Some(held) = floor.calls.get(&call) else { return };
-                let Body::Local(local) = &held.body else { return };
+                let Some(held) = floor.calls.get(&call) else {
+                    return;
+                };
+                let Body::Local(local) = &held.body else {
+                    return;
+                };
                 floor.threads.push_back(ThreadPiece {
                     call,
                     items,
@@ -642,7 +736,7 @@ impl<C: Client> State<C> {
                     local: local.clone(),
                     abandoned: held.abandoned.clone(),
                 });
-                floor.threads_to_wake += 1;
+                floor.threads_to_wake = floor.threads_to_wake.saturating_add(1);
             }
             Action::Retire(worker) => {
                 if let Some(link) = floor.links.get_mut(&worker) {
@@ -664,23 +758,31 @@ impl<C: Client> State<C> {
                     if let Some(membership) = &floor.membership {
                         membership.forget(link.pid, link.signal.as_fd());
                     }
-                    floor.departed.push((worker, link));
                 }
             }
-            Action::Settle { call, items, verdict } => {
+            Action::Settle {
+                call,
+                items,
+                verdict,
+            } => {
                 let pid = match verdict {
                     Verdict::Lost { worker, .. } => {
-                        floor.departed.iter().find(|(id, _)| *id == worker).and_then(|(_, link)| link.pid)
+                        floor.links.get(&worker).and_then(|link| link.pid)
                     }
                     _ => None,
                 };
-                let Some(held) = floor.calls.get_mut(&call) else { return };
+                let Some(held) = floor.calls.get_mut(&call) else {
+                    return;
+                };
                 for item in items.clone() {
                     let end = match verdict {
                         Verdict::Cancelled => End::Cancelled,
-                        Verdict::Lost { exit, attempt, .. } => {
-                            End::Lost(Loss { pid, exit, attempt, killed_by_user: floor.killed_by_user })
-                        }
+                        Verdict::Lost { exit, attempt, .. } => End::Lost(Loss {
+                            pid,
+                            exit,
+                            attempt,
+                            killed_by_user: floor.killed_by_user,
+                        }),
                         Verdict::Broken(breakage) => End::Broken(breakage),
                     };
                     engine.client.settle(&held.ticket, item, end);
@@ -702,6 +804,7 @@ impl<C: Client> State<C> {
             }
             Action::Drained => {
                 floor.drained = true;
+                floor.just_drained = true;
                 floor.threads_to_wake = u32::MAX;
             }
         }
@@ -709,7 +812,9 @@ impl<C: Client> State<C> {
 
     /// Reads what one worker has said.
     fn read(&mut self, engine: &Engine<C>, worker: WorkerId) {
-        let Some(mut link) = self.floor.links.remove(&worker) else { return };
+        let Some(mut link) = self.floor.links.remove(&worker) else {
+            return;
+        };
         let mut sane = true;
         let read = link.read(|tag, message| sane = sane && self.hear(engine, worker, tag, message));
         let flushed = link.flush();
@@ -730,13 +835,19 @@ impl<C: Client> State<C> {
     ) -> bool {
         match tag & 0xff {
             to_engine::ANSWER => {
-                let Some((head, _)) = AnswerHead::split(&message) else { return false };
+                let Some((head, _)) = AnswerHead::split(&message) else {
+                    return false;
+                };
                 let seq = PieceSeq(head.seq);
-                let Ok((call, place)) = self.scheduler.answered(worker, seq, head.item) else { return false };
+                let Ok((call, place)) = self.scheduler.answered(worker, seq, head.item) else {
+                    return false;
+                };
                 if let Some(held) = self.floor.calls.get_mut(&call) {
                     let flavor = (tag >> to_engine::FLAVOR_SHIFT) as u8;
                     let bytes = AnswerBytes::new(message, AnswerHead::BYTES);
-                    engine.client.settle(&held.ticket, place, End::Answer { flavor, bytes });
+                    engine
+                        .client
+                        .settle(&held.ticket, place, End::Answer { flavor, bytes });
                     if let Body::Remote { items, .. } = &mut held.body {
                         items.ended(place..place + 1);
                     }
@@ -744,19 +855,39 @@ impl<C: Client> State<C> {
                 if tag & to_engine::LAST == 0 {
                     return true;
                 }
-                let done = Event::PieceDone { worker, seq, busy_ns: head.busy_ns };
+                let done = Event::PieceDone {
+                    worker,
+                    seq,
+                    busy_ns: head.busy_ns,
+                };
                 self.scheduler.handle(done, crate::sys::now()).is_ok()
             }
             to_engine::SKIPPED => {
-                let Some((head, _)) = AnswerHead::split(&message) else { return false };
-                let event = Event::Skipped { worker, seq: PieceSeq(head.seq), from: head.item };
+                let Some((head, _)) = AnswerHead::split(&message) else {
+                    return false;
+                };
+                let event = Event::Skipped {
+                    worker,
+                    seq: PieceSeq(head.seq),
+                    from: head.item,
+                };
                 self.scheduler.handle(event, crate::sys::now()).is_ok()
             }
-            to_engine::STARTED => self.scheduler.handle(Event::Started(worker), crate::sys::now()).is_ok(),
-            to_engine::READY => self.scheduler.handle(Event::Ready(worker), crate::sys::now()).is_ok(),
+            to_engine::STARTED => self
+                .scheduler
+                .handle(Event::Started(worker), crate::sys::now())
+                .is_ok(),
+            to_engine::READY => self
+                .scheduler
+                .handle(Event::Ready(worker), crate::sys::now())
+                .is_ok(),
             to_engine::INITIALIZER_RAISED => {
-                self.floor.raised.get_or_insert_with(|| message.into_owned());
-                self.scheduler.handle(Event::InitializerRaised(worker), crate::sys::now()).is_ok()
+                self.floor
+                    .raised
+                    .get_or_insert_with(|| message.into_owned());
+                self.scheduler
+                    .handle(Event::InitializerRaised(worker), crate::sys::now())
+                    .is_ok()
             }
             to_engine::NOTICE => {
                 engine.client.notice(&message);
@@ -770,25 +901,30 @@ impl<C: Client> State<C> {
     fn worker_gone(&mut self, engine: &Engine<C>, worker: WorkerId, exit: Exit) {
         self.read(engine, worker);
         let claim = self.floor.links.get(&worker).and_then(Link::claim);
-        let _ = self.scheduler.handle(Event::Gone { worker, exit, claim }, crate::sys::now());
+        let _ = self.scheduler.handle(
+            Event::Gone {
+                worker,
+                exit,
+                claim,
+            },
+            crate::sys::now(),
+        );
     }
 }
 
 impl<C: Client> Floor<C> {
     fn spawn(&mut self, worker: WorkerId) -> io::Result<()> {
-        let membership = self.membership.as_ref().ok_or_else(|| io::Error::other("not a member of the hub"))?;
+        let membership = self
+            .membership
+            .as_ref()
+            .ok_or_else(|| io::Error::other("not a member of the hub"))?;
         let mut link = Link::create()?;
-        if let Some(initializer) = &self.initializer {
-            link.define(&initializer.function);
-            for definition in &initializer.needs {
-                link.define(definition);
-            }
-            link.boot(&self.world, Some((&initializer.function, &initializer.arguments)));
-        } else {
-            link.boot(&self.world, None);
-        }
+        link.boot(self.world.to_vec(), self.initializer.as_deref());
         if let Some((tasks, answers)) = link.segments() {
-            membership.fork(worker, [tasks.as_fd(), answers.as_fd(), link.signal.as_fd()])?;
+            membership.fork(
+                worker,
+                [tasks.as_fd(), answers.as_fd(), link.signal.as_fd()],
+            )?;
         }
         self.links.insert(worker, link);
         Ok(())
@@ -798,8 +934,13 @@ impl<C: Client> Floor<C> {
 impl<C: Client> Member for Engine<C> {
     fn pump(&self) {
         let mut state = lock(&self.state);
-        let talking: Vec<WorkerId> =
-            state.floor.links.iter().filter(|(_, link)| link.has_news()).map(|(id, _)| *id).collect();
+        let talking: Vec<WorkerId> = state
+            .floor
+            .links
+            .iter()
+            .filter(|(_, link)| link.has_news())
+            .map(|(id, _)| *id)
+            .collect();
         if talking.is_empty() {
             return;
         }
@@ -827,15 +968,25 @@ impl<C: Client> Member for Engine<C> {
     fn tick(&self, now: Moment) -> Option<Moment> {
         let mut state = lock(&self.state);
         let overdue = |link: &Link| link.dead_by.is_some_and(|by| by <= now);
-        let silent: Vec<WorkerId> =
-            state.floor.links.iter().filter(|(_, link)| overdue(link)).map(|(id, _)| *id).collect();
+        let silent: Vec<WorkerId> = state
+            .floor
+            .links
+            .iter()
+            .filter(|(_, link)| overdue(link))
+            .map(|(id, _)| *id)
+            .collect();
         for worker in silent {
             state.worker_gone(self, worker, Exit::Unknown);
         }
         state.scheduler.tick(now);
         state.act(self);
         let of_scheduler = state.scheduler.deadline();
-        let of_links = state.floor.links.values().filter_map(|link| link.dead_by).min();
+        let of_links = state
+            .floor
+            .links
+            .values()
+            .filter_map(|link| link.dead_by)
+            .min();
         self.finish(state);
         of_scheduler.into_iter().chain(of_links).min()
     }
@@ -855,16 +1006,28 @@ impl<C: Client> Member for Engine<C> {
     fn not_forked(&self, worker: WorkerId, why: String) {
         let mut state = lock(&self.state);
         state.floor.spawn_error = Some(why);
-        let _ = state.scheduler.handle(Event::SpawnFailed(worker), crate::sys::now());
+        let _ = state
+            .scheduler
+            .handle(Event::SpawnFailed(worker), crate::sys::now());
         self.finish(state);
     }
 
     fn template_died(&self, fit: bool) {
         let mut state = lock(&self.state);
-        let unborn: Vec<WorkerId> =
-            state.floor.links.iter().filter(|(_, link)| link.pid.is_none()).map(|(id, _)| *id).collect();
-        let waiting_for_status: Vec<WorkerId> =
-            state.floor.links.iter().filter(|(_, link)| link.dead_by.is_some()).map(|(id, _)| *id).collect();
+        let unborn: Vec<WorkerId> = state
+            .floor
+            .links
+            .iter()
+            .filter(|(_, link)| link.pid.is_none())
+            .map(|(id, _)| *id)
+            .collect();
+        let waiting_for_status: Vec<WorkerId> = state
+            .floor
+            .links
+            .iter()
+            .filter(|(_, link)| link.dead_by.is_some())
+            .map(|(id, _)| *id)
+            .collect();
         if !fit {
             state.floor.spawn_error = Some("the template process ended before it was ready".into());
         }
@@ -872,7 +1035,11 @@ impl<C: Client> Member for Engine<C> {
             if let Some(link) = state.floor.links.get_mut(&worker) {
                 link.stillborn();
             }
-            let event = if fit { Event::Unborn(worker) } else { Event::SpawnFailed(worker) };
+            let event = if fit {
+                Event::Unborn(worker)
+            } else {
+                Event::SpawnFailed(worker)
+            };
             let _ = state.scheduler.handle(event, crate::sys::now());
         }
         for worker in waiting_for_status {

@@ -86,9 +86,10 @@ pub fn want_site() {
     if !std::mem::replace(&mut *lock(&WANTS_SITE), true) {
         let hub = lock(&HUB).clone();
         if let Some(hub) = hub
-            && let Some(template) = &mut lock(&hub.inner).template {
-                template.send(ToTemplate::RunSite, &[]);
-            }
+            && let Some(template) = &mut lock(&hub.inner).template
+        {
+            template.send(ToTemplate::RunSite, &[]);
+        }
     }
 }
 
@@ -114,7 +115,9 @@ struct Inner {
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner").field("members", &self.members.len()).finish_non_exhaustive()
+        f.debug_struct("Inner")
+            .field("members", &self.members.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -142,7 +145,10 @@ pub(crate) fn join(member: Arc<dyn Member>) -> io::Result<Membership> {
         if !inner.stopping {
             let id = inner.admit(member);
             drop(inner);
-            return Ok(Membership { hub: hub.clone(), id });
+            return Ok(Membership {
+                hub: hub.clone(),
+                id,
+            });
         }
     }
     let hub = Hub::start()?;
@@ -162,15 +168,29 @@ impl Inner {
 
 impl Membership {
     /// Has a process forked for this worker.
-    pub(crate) fn fork(&self, worker: WorkerId, descriptors: [BorrowedFd<'_>; 3]) -> io::Result<()> {
+    pub(crate) fn fork(
+        &self,
+        worker: WorkerId,
+        descriptors: [BorrowedFd<'_>; 3],
+    ) -> io::Result<()> {
         let mut inner = lock(&self.hub.inner);
         inner.hopeless = false;
         self.hub.ensure_template(&mut inner)?;
         let data = EventData::new_u64(SIGNAL);
         // Edge-triggered: each write is an event of its own, and nobody has to read.
-        epoll::add(&self.hub.epoll, descriptors[2], data, EventFlags::IN | EventFlags::ET)?;
+        epoll::add(
+            &self.hub.epoll,
+            descriptors[2],
+            data,
+            EventFlags::IN | EventFlags::ET,
+        )?;
         if let Some(template) = &mut inner.template {
-            template.send(ToTemplate::Fork { key: key(self.id, worker) }, &descriptors);
+            template.send(
+                ToTemplate::Fork {
+                    key: key(self.id, worker),
+                },
+                &descriptors,
+            );
         }
         Ok(())
     }
@@ -215,11 +235,23 @@ impl Hub {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
         let bell = rustix::event::eventfd(0, flags)?;
-        epoll::add(&epoll, &bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
-        let hub = Arc::new(Hub { epoll, bell, inner: Mutex::default(), gone: AtomicU32::new(0) });
+        epoll::add(
+            &epoll,
+            &bell,
+            EventData::new_u64(BELL),
+            EventFlags::IN | EventFlags::ET,
+        )?;
+        let hub = Arc::new(Hub {
+            epoll,
+            bell,
+            inner: Mutex::default(),
+            gone: AtomicU32::new(0),
+        });
         hub.ensure_template(&mut lock(&hub.inner))?;
         let own = hub.clone();
-        std::thread::Builder::new().name("rightlane-hub".into()).spawn(move || own.run())?;
+        std::thread::Builder::new()
+            .name("rightlane-hub".into())
+            .spawn(move || own.run())?;
         Ok(hub)
     }
 
@@ -235,7 +267,12 @@ impl Hub {
         let program = program.ok_or_else(|| io::Error::other("no template program is set"))?;
         let mut template = Template::start(&program)?;
         let (socket, pidfd) = (&template.socket, &template.pidfd);
-        epoll::add(&self.epoll, socket, EventData::new_u64(TEMPLATE_SOCKET), EventFlags::IN)?;
+        epoll::add(
+            &self.epoll,
+            socket,
+            EventData::new_u64(TEMPLATE_SOCKET),
+            EventFlags::IN,
+        )?;
         let once = EventFlags::IN | EventFlags::ONESHOT;
         epoll::add(&self.epoll, pidfd, EventData::new_u64(TEMPLATE_ENDED), once)?;
         if *lock(&WANTS_SITE) {
@@ -246,7 +283,11 @@ impl Hub {
     }
 
     fn members(&self) -> Vec<(u32, Arc<dyn Member>)> {
-        lock(&self.inner).members.iter().map(|(id, member)| (*id, member.clone())).collect()
+        lock(&self.inner)
+            .members
+            .iter()
+            .map(|(id, member)| (*id, member.clone()))
+            .collect()
     }
 
     fn member(&self, id: u32) -> Option<Arc<dyn Member>> {
@@ -264,7 +305,10 @@ impl Hub {
                     break;
                 }
                 let now = crate::sys::now();
-                let deadline = members.iter().filter_map(|(_, member)| member.tick(now)).min();
+                let deadline = members
+                    .iter()
+                    .filter_map(|(_, member)| member.tick(now))
+                    .min();
                 let mut busy = false;
                 for (_, member) in &members {
                     busy |= member.prepare_sleep();
@@ -280,7 +324,11 @@ impl Hub {
                 tv_nsec: (ns % 1_000_000_000) as i64,
             });
             events.clear();
-            let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref());
+            let _ = epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout.as_ref(),
+            );
             let _gate = lock(&GATE);
             for (_, member) in self.members() {
                 member.awake();
@@ -310,7 +358,9 @@ impl Hub {
         loop {
             let received = {
                 let mut inner = lock(&self.inner);
-                let Some(template) = &mut inner.template else { return };
+                let Some(template) = &mut inner.template else {
+                    return;
+                };
                 template.flush();
                 match template.receive() {
                     Ok(Some((FromTemplate::Ready, _))) => {
@@ -337,7 +387,9 @@ impl Hub {
                     }
                 }
                 (FromTemplate::Exited { pid, status, .. }, _) => {
-                    let Some((member, worker)) = lock(&self.inner).pids.remove(&pid) else { continue };
+                    let Some((member, worker)) = lock(&self.inner).pids.remove(&pid) else {
+                        continue;
+                    };
                     if let Some(member) = self.member(member) {
                         member.exited(worker, exit_of(status));
                     }
@@ -362,7 +414,12 @@ impl Hub {
             inner.members.get(&id).cloned()
         };
         let once = EventFlags::IN | EventFlags::ONESHOT;
-        let watched = epoll::add(&self.epoll, &pidfd, EventData::new_u64(WORKER_ENDED | key), once);
+        let watched = epoll::add(
+            &self.epoll,
+            &pidfd,
+            EventData::new_u64(WORKER_ENDED | key),
+            once,
+        );
         match member {
             Some(member) if watched.is_ok() => member.forked(worker, pid, pidfd),
             // Nobody waits for it any more, or it can't be supervised.
@@ -380,7 +437,9 @@ impl Hub {
         self.hear_template();
         let fit = {
             let mut inner = lock(&self.inner);
-            let Some(template) = inner.template.take() else { return };
+            let Some(template) = inner.template.take() else {
+                return;
+            };
             template.reap();
             let _ = epoll::delete(&self.epoll, &template.socket);
             inner.hopeless = !template.ready;
@@ -405,14 +464,28 @@ impl Hub {
 
     /// Asks the template to end and sees to it.
     fn end_template(&self) {
-        let Some(mut template) = lock(&self.inner).template.take() else { return };
+        let Some(mut template) = lock(&self.inner).template.take() else {
+            return;
+        };
         template.send(ToTemplate::Quit, &[]);
-        let mut fds = [rustix::event::PollFd::new(&template.pidfd, rustix::event::PollFlags::IN)];
-        let grace = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+        let mut fds = [rustix::event::PollFd::new(
+            &template.pidfd,
+            rustix::event::PollFlags::IN,
+        )];
+        let grace = rustix::event::Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        };
         let _ = rustix::event::poll(&mut fds, Some(&grace));
         if fds[0].revents().is_empty() {
             template.kill();
-            let _ = rustix::event::poll(&mut [rustix::event::PollFd::new(&template.pidfd, rustix::event::PollFlags::IN)], None);
+            let _ = rustix::event::poll(
+                &mut [rustix::event::PollFd::new(
+                    &template.pidfd,
+                    rustix::event::PollFlags::IN,
+                )],
+                None,
+            );
         }
         template.reap();
     }

@@ -66,7 +66,11 @@ impl Block {
     }
 
     fn bounds(&self, items: Range<usize>) -> Range<usize> {
-        let start = if items.start == 0 { 0 } else { self.ends[items.start - 1] };
+        let start = if items.start == 0 {
+            0
+        } else {
+            self.ends[items.start - 1]
+        };
         start..self.ends[items.end - 1]
     }
 }
@@ -112,7 +116,11 @@ impl Items {
     pub(crate) fn extend(&mut self, block: Block) {
         let count = block.len() as u64;
         if count > 0 {
-            self.blocks.push_back(Held { first: self.next, unended: count, block: Arc::new(block) });
+            self.blocks.push_back(Held {
+                first: self.next,
+                unended: count,
+                block: Arc::new(block),
+            });
             self.next += count;
         }
     }
@@ -126,7 +134,9 @@ impl Items {
 
     /// How many of these items make one message: within one block, and not too many bytes.
     pub(crate) fn fit(&self, items: &Range<u64>) -> u64 {
-        let Some(held) = self.at(items.start).map(|index| &self.blocks[index]) else { return 1 };
+        let Some(held) = self.at(items.start).map(|index| &self.blocks[index]) else {
+            return 1;
+        };
         let start = (items.start - held.first) as usize;
         let end = held.block.len().min((items.end - held.first) as usize);
         let from = held.block.bounds(start..start + 1).start;
@@ -142,7 +152,10 @@ impl Items {
         if end > held.block.len() {
             return None;
         }
-        Some(Slice { bounds: held.block.bounds(start..end), block: held.block.clone() })
+        Some(Slice {
+            bounds: held.block.bounds(start..end),
+            block: held.block.clone(),
+        })
     }
 
     /// These items have ended; frees the blocks of which nothing is left.
@@ -162,7 +175,6 @@ impl Items {
         }
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -29,7 +29,8 @@ pub use budget::CpuBudget;
 pub use client::{AnswerBytes, Client, End, Loss};
 pub use definition::Definition;
 pub use engine::{
-    BreakageReport, Engine, Initializer, Plan, Remote, SubmitError, ThreadDone, ThreadNext, ThreadPiece, forked_child,
+    BreakageReport, Engine, Initializer, Plan, Remote, SubmitError, ThreadDone, ThreadNext,
+    ThreadPiece, forked_child,
 };
 pub use hub::{ForkGuard, before_fork, has_program, set_program, want_site};
 pub use items::Block;

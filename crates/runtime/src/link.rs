@@ -6,6 +6,7 @@
 //! empty ring and runs nothing.
 
 use crate::definition::Definition;
+use crate::engine::Initializer;
 use crate::items::Slice;
 use crate::sys::futex::{self, Scope};
 use crate::wire::{self, PieceHead, to_worker};
@@ -107,15 +108,21 @@ impl Link {
         self.ring_doorbell();
     }
 
-    pub(crate) fn boot(&mut self, world: &[u8], initializer: Option<(&Arc<Definition>, &[u8])>) {
-        let mut bytes = Vec::with_capacity(world.len() + 64);
-        bytes.extend_from_slice(&(world.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(world);
-        if let Some((function, arguments)) = initializer {
-            bytes.extend_from_slice(&function.id().to_le_bytes());
-            bytes.extend_from_slice(arguments);
+    /// Writes what a worker needs before its first piece.
+    pub(crate) fn boot(&mut self, world: Vec<u8>, initializer: Option<&Initializer>) {
+        self.outbox
+            .push_back(Outgoing::new(to_worker::BOOT, Bytes::Own(world)));
+        let mut begin = Vec::new();
+        if let Some(initializer) = initializer {
+            self.define(&initializer.function);
+            for definition in &initializer.needs {
+                self.define(definition);
+            }
+            begin.extend_from_slice(&initializer.function.id().to_le_bytes());
+            begin.extend_from_slice(&initializer.arguments);
         }
-        self.outbox.push_front(Outgoing::new(to_worker::BOOT, Bytes::Own(bytes)));
+        self.outbox
+            .push_back(Outgoing::new(to_worker::BEGIN, Bytes::Own(begin)));
     }
 
     /// Sends the definition and all it needs, unless the worker has them.
@@ -125,8 +132,12 @@ impl Link {
             if self.known.contains_key(&definition.id()) {
                 continue;
             }
-            self.known.insert(definition.id(), Arc::downgrade(definition));
-            self.outbox.push_back(Outgoing::new(to_worker::DEFINE, Bytes::Definition(definition.clone())));
+            self.known
+                .insert(definition.id(), Arc::downgrade(definition));
+            self.outbox.push_back(Outgoing::new(
+                to_worker::DEFINE,
+                Bytes::Definition(definition.clone()),
+            ));
             open.extend(definition.needs());
         }
     }
@@ -139,7 +150,10 @@ impl Link {
         self.known.retain(|id, definition| {
             let alive = definition.strong_count() > 0;
             if !alive {
-                outbox.push_back(Outgoing::new(to_worker::FORGET, Bytes::Own(id.to_le_bytes().to_vec())));
+                outbox.push_back(Outgoing::new(
+                    to_worker::FORGET,
+                    Bytes::Own(id.to_le_bytes().to_vec()),
+                ));
             }
             alive
         });
@@ -161,18 +175,28 @@ impl Link {
         let head = head.to_bytes();
         if self.pid.is_some() && self.outbox.is_empty() {
             // The usual case: straight into the ring, without a copy on the heap.
-            if self.end.tasks.try_push(to_worker::PIECE, &[&head, items.as_ref()]).is_ok() {
+            if self
+                .end
+                .tasks
+                .try_push(to_worker::PIECE, &[&head, items.as_ref()])
+                .is_ok()
+            {
                 self.ring_doorbell();
                 return Ok(());
             }
         }
-        self.outbox.push_back(Outgoing::new(to_worker::PIECE_HEAD, Bytes::Own(head.to_vec())));
-        self.outbox.push_back(Outgoing::new(to_worker::ITEMS, Bytes::Items(items)));
+        self.outbox.push_back(Outgoing::new(
+            to_worker::PIECE_HEAD,
+            Bytes::Own(head.to_vec()),
+        ));
+        self.outbox
+            .push_back(Outgoing::new(to_worker::ITEMS, Bytes::Items(items)));
         self.flush()
     }
 
     pub(crate) fn retire(&mut self) -> Result<(), Corrupt> {
-        self.outbox.push_back(Outgoing::new(to_worker::RETIRE, Bytes::Own(Vec::new())));
+        self.outbox
+            .push_back(Outgoing::new(to_worker::RETIRE, Bytes::Own(Vec::new())));
         self.flush()
     }
 
@@ -207,7 +231,9 @@ impl Link {
         let mut any = false;
         // In batches, so that the worker gets room back while we go on reading.
         while self.end.has_answers() {
-            let popped = self.assembler.pop_batch(&mut self.end.answers, 512, &mut each);
+            let popped = self
+                .assembler
+                .pop_batch(&mut self.end.answers, 512, &mut each);
             any = true;
             if popped? == 0 && !self.end.has_answers() {
                 break;
@@ -221,12 +247,21 @@ impl Link {
 
     /// Announces that the engine is about to sleep. True if there is something to do first.
     pub(crate) fn prepare_sleep(&mut self) -> bool {
-        self.end.prepare_sleep(if self.outbox.is_empty() { Wants::MESSAGES } else { Wants::EITHER });
+        self.end.prepare_sleep(if self.outbox.is_empty() {
+            Wants::MESSAGES
+        } else {
+            Wants::EITHER
+        });
         self.end.has_answers() || (!self.outbox.is_empty() && self.has_room())
     }
 
     fn has_room(&mut self) -> bool {
-        self.pid.is_some() && self.end.tasks.free_bytes().is_ok_and(|free| free >= RING_BYTES / 4)
+        self.pid.is_some()
+            && self
+                .end
+                .tasks
+                .free_bytes()
+                .is_ok_and(|free| free >= RING_BYTES / 4)
     }
 
     pub(crate) fn awake(&self) {
@@ -251,7 +286,10 @@ impl Link {
     fn read_claim(&self, claim: rightlane_ring::Claim) -> Option<Claim> {
         let (low, item) = claim.parts()?;
         let back = (self.last_seq as u32).wrapping_sub(low);
-        Some(Claim { seq: PieceSeq(self.last_seq.checked_sub(u64::from(back))?), item })
+        Some(Claim {
+            seq: PieceSeq(self.last_seq.checked_sub(u64::from(back))?),
+            item,
+        })
     }
 
     /// Sends a signal to the worker's whole group, or keeps it for when there is a process.
@@ -262,9 +300,9 @@ impl Link {
         };
         // By the pidfd first: where it says that the process is gone, its number may be somebody else's.
         if rustix::process::pidfd_send_signal(pidfd, signal).is_ok()
-            && let Some(group) = rustix::process::Pid::from_raw(pid) {
-                let _ = rustix::process::kill_process_group(group, signal);
-            }
+            && let Some(group) = rustix::process::Pid::from_raw(pid)
+        {
+            let _ = rustix::process::kill_process_group(group, signal);
+        }
     }
 }
-

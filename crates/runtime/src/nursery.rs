@@ -5,7 +5,9 @@
 //! the engine (not the socket's end: a fork of the user's process may hold that open, rule 13) and a
 //! signal descriptor for children that ended.
 
-use crate::sys::process::{adopt, child_signal_fd, close_descriptors, ended_child, reap, reset_signals};
+use crate::sys::process::{
+    adopt, child_signal_fd, close_descriptors, ended_child, reap, reset_signals,
+};
 use crate::template::{receive, send};
 use crate::wire::{FromTemplate, ToTemplate};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -55,7 +57,12 @@ impl Nursery {
         // Fails only if this process leads a group already, and then it is its own session's business.
         let _ = rustix::process::setsid();
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-        Ok(Nursery { socket, engine, children_ended: child_signal_fd()?, workers: HashMap::new() })
+        Ok(Nursery {
+            socket,
+            engine,
+            children_ended: child_signal_fd()?,
+            workers: HashMap::new(),
+        })
     }
 
     /// Serves until the engine says quit (`None`), or returns in a forked worker with its seat. If the
@@ -95,7 +102,10 @@ impl Nursery {
     fn tell(&self, message: FromTemplate, descriptors: &[std::os::fd::BorrowedFd<'_>]) {
         // A full socket means that the engine is behind by hundreds of messages: wait for it.
         while let Ok(false) = send(self.socket.as_fd(), &message.to_bytes(), descriptors) {
-            let mut fds = [PollFd::new(&self.socket, PollFlags::OUT), PollFd::new(&self.engine, PollFlags::IN)];
+            let mut fds = [
+                PollFd::new(&self.socket, PollFlags::OUT),
+                PollFd::new(&self.engine, PollFlags::IN),
+            ];
             let _ = poll(&mut fds, None);
             if !fds[1].revents().is_empty() {
                 return;
@@ -129,25 +139,49 @@ impl Nursery {
         }
     }
 
-    fn fork(&mut self, key: u64, descriptors: Vec<OwnedFd>, interpreter: &mut impl Interpreter) -> Served {
+    fn fork(
+        &mut self,
+        key: u64,
+        descriptors: Vec<OwnedFd>,
+        interpreter: &mut impl Interpreter,
+    ) -> Served {
         let Ok([tasks, answers, signal]) = <[OwnedFd; 3]>::try_from(descriptors) else {
-            self.tell(FromTemplate::NotForked { key, errno: rustix::io::Errno::MFILE.raw_os_error() }, &[]);
+            self.tell(
+                FromTemplate::NotForked {
+                    key,
+                    errno: rustix::io::Errno::MFILE.raw_os_error(),
+                },
+                &[],
+            );
             return Served::On;
         };
         let engine = match rustix::io::fcntl_dupfd_cloexec(&self.engine, 3) {
             Ok(engine) => engine,
             Err(errno) => {
-                self.tell(FromTemplate::NotForked { key, errno: errno.raw_os_error() }, &[]);
+                self.tell(
+                    FromTemplate::NotForked {
+                        key,
+                        errno: errno.raw_os_error(),
+                    },
+                    &[],
+                );
                 return Served::On;
             }
         };
         match interpreter.fork() {
             Ok(0) => {
                 let _ = rustix::process::setpgid(None, None);
-                return Served::Child(Seat { tasks, answers, signal, engine });
+                return Served::Child(Seat {
+                    tasks,
+                    answers,
+                    signal,
+                    engine,
+                });
             }
             Ok(pid) => {
-                let Some(id) = Pid::from_raw(pid) else { return Served::On };
+                let Some(id) = Pid::from_raw(pid) else {
+                    return Served::On;
+                };
                 // From both sides: whoever comes first, the group is there before anyone signals it.
                 let _ = rustix::process::setpgid(Some(id), Some(id));
                 // Our child, not reaped yet: its number can't be anyone else's (rule 12).
@@ -158,7 +192,13 @@ impl Nursery {
                     }
                     Err(errno) => {
                         let _ = rustix::process::kill_process(id, Signal::KILL);
-                        self.tell(FromTemplate::NotForked { key, errno: errno.raw_os_error() }, &[]);
+                        self.tell(
+                            FromTemplate::NotForked {
+                                key,
+                                errno: errno.raw_os_error(),
+                            },
+                            &[],
+                        );
                     }
                 }
             }
@@ -180,10 +220,15 @@ impl Nursery {
                     let _ = rustix::process::kill_process_group(group, Signal::KILL);
                 }
             }
-            let Some(reaped) = reap(ended.pid) else { return };
+            let Some(reaped) = reap(ended.pid) else {
+                return;
+            };
             if ours {
-                let message =
-                    FromTemplate::Exited { pid: reaped.pid, status: reaped.status, cpu_us: reaped.cpu_us };
+                let message = FromTemplate::Exited {
+                    pid: reaped.pid,
+                    status: reaped.status,
+                    cpu_us: reaped.cpu_us,
+                };
                 self.tell(message, &[]);
             }
         }
@@ -194,9 +239,10 @@ impl Nursery {
     fn clear_up(&mut self) {
         for (pid, pidfd) in self.workers.drain() {
             if rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
-                && let Some(group) = Pid::from_raw(pid) {
-                    let _ = rustix::process::kill_process_group(group, Signal::KILL);
-                }
+                && let Some(group) = Pid::from_raw(pid)
+            {
+                let _ = rustix::process::kill_process_group(group, Signal::KILL);
+            }
         }
         // As children die, theirs come to us.
         loop {
@@ -212,7 +258,10 @@ impl Nursery {
                 return;
             }
             let mut fds = [PollFd::new(&self.children_ended, PollFlags::IN)];
-            let at_most = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+            let at_most = rustix::event::Timespec {
+                tv_sec: 0,
+                tv_nsec: 20_000_000,
+            };
             let _ = poll(&mut fds, Some(&at_most));
             let mut buffer = [0_u8; 1024];
             let _ = rustix::io::read(&self.children_ended, &mut buffer);
@@ -228,14 +277,23 @@ enum Served {
 
 fn children_of_this_process() -> Vec<Pid> {
     let me = rustix::process::getpid();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| parent_of(*pid) == Some(me.as_raw_nonzero().get())).filter_map(Pid::from_raw).collect()
+    pids.filter(|pid| parent_of(*pid) == Some(me.as_raw_nonzero().get()))
+        .filter_map(Pid::from_raw)
+        .collect()
 }
 
 /// The parent's pid of a process, from its `stat` file.
 pub(crate) fn parent_of(pid: i32) -> Option<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name is in parentheses and may hold anything, parentheses too.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
 }

@@ -17,7 +17,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub(crate) const MOST_DESCRIPTORS: usize = 3;
 
 /// Sends a datagram with descriptors. `Ok(false)`: the socket is full.
-pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<bool> {
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<bool> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {
@@ -73,11 +77,19 @@ impl Template {
             SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
             None,
         )?;
-        let engine = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())?;
+        let engine = rustix::process::pidfd_open(
+            rustix::process::getpid(),
+            rustix::process::PidfdFlags::empty(),
+        )?;
         let pid = spawn(program, &[theirs.as_fd(), engine.as_fd()])?;
         let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
-        Ok(Template { socket: ours, pidfd, ready: false, backlog: VecDeque::new() })
+        Ok(Template {
+            socket: ours,
+            pidfd,
+            ready: false,
+            backlog: VecDeque::new(),
+        })
     }
 
     /// Sends a message now, or as soon as there is room.
@@ -90,7 +102,10 @@ impl Template {
                 Err(_) => return,
             }
         }
-        let kept = descriptors.iter().map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 3)).collect::<Result<_, _>>();
+        let kept = descriptors
+            .iter()
+            .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 3))
+            .collect::<Result<_, _>>();
         if let Ok(kept) = kept {
             self.backlog.push_back((message, kept));
         }
@@ -111,7 +126,10 @@ impl Template {
     pub(crate) fn receive(&mut self) -> Result<Option<(FromTemplate, Vec<OwnedFd>)>, Garbled> {
         match receive(self.socket.as_fd()) {
             Ok(Some((_, 0, _))) | Ok(None) => Ok(None),
-            Ok(Some((bytes, len, descriptors))) => Ok(Some((FromTemplate::from_bytes(&bytes[..len])?, descriptors))),
+            Ok(Some((bytes, len, descriptors))) => Ok(Some((
+                FromTemplate::from_bytes(&bytes[..len])?,
+                descriptors,
+            ))),
             // As in `send`: the pidfd has the last word on whether it lives.
             Err(_) => Ok(None),
         }

@@ -6,7 +6,7 @@ use std::fmt;
 
 /// Message kinds from the engine to a worker; the tag of a record.
 pub mod to_worker {
-    /// The caller's world and the initializer; always first.
+    /// The caller's world; always first.
     pub const BOOT: u32 = 1;
     /// A definition: its id, then its bytes.
     pub const DEFINE: u32 = 2;
@@ -20,6 +20,8 @@ pub mod to_worker {
     pub const ITEMS: u32 = 6;
     /// End by yourself.
     pub const RETIRE: u32 = 7;
+    /// Run the initializer, if there is one, and say that you are ready; always before the first piece.
+    pub const BEGIN: u32 = 8;
 }
 
 /// Message kinds from a worker to the engine; the low byte of a record's tag.
@@ -79,7 +81,15 @@ impl PieceHead {
         let (function, rest) = take_u64(rest)?;
         let (items, rest) = take_u32(rest)?;
         let (shape, rest) = take_u32(rest)?;
-        Some((PieceHead { seq, items, function, shape }, rest))
+        Some((
+            PieceHead {
+                seq,
+                items,
+                function,
+                shape,
+            },
+            rest,
+        ))
     }
 }
 
@@ -232,7 +242,11 @@ impl FromTemplate {
             FromTemplate::Ready => datagram(b'R', 0, 0, 0),
             FromTemplate::Forked { key, pid } => datagram(b'F', key, pid as u32, 0),
             FromTemplate::NotForked { key, errno } => datagram(b'N', key, errno as u32, 0),
-            FromTemplate::Exited { pid, status, cpu_us } => datagram(b'E', cpu_us, pid as u32, status as u32),
+            FromTemplate::Exited {
+                pid,
+                status,
+                cpu_us,
+            } => datagram(b'E', cpu_us, pid as u32, status as u32),
             FromTemplate::Spoiled => datagram(b'X', 0, 0, 0),
         }
     }
@@ -241,11 +255,19 @@ impl FromTemplate {
     pub fn from_bytes(bytes: &[u8]) -> Result<FromTemplate, Garbled> {
         match parse(bytes).ok_or(Garbled)? {
             (b'R', ..) => Ok(FromTemplate::Ready),
-            (b'F', key, pid, _) => Ok(FromTemplate::Forked { key, pid: pid as i32 }),
-            (b'N', key, errno, _) => Ok(FromTemplate::NotForked { key, errno: errno as i32 }),
-            (b'E', cpu_us, pid, status) => {
-                Ok(FromTemplate::Exited { pid: pid as i32, status: status as i32, cpu_us })
-            }
+            (b'F', key, pid, _) => Ok(FromTemplate::Forked {
+                key,
+                pid: pid as i32,
+            }),
+            (b'N', key, errno, _) => Ok(FromTemplate::NotForked {
+                key,
+                errno: errno as i32,
+            }),
+            (b'E', cpu_us, pid, status) => Ok(FromTemplate::Exited {
+                pid: pid as i32,
+                status: status as i32,
+                cpu_us,
+            }),
             (b'X', ..) => Ok(FromTemplate::Spoiled),
             _ => Err(Garbled),
         }
@@ -258,18 +280,33 @@ mod tests {
 
     #[test]
     fn heads_and_datagrams_come_back() {
-        let head = PieceHead { seq: 7, items: 3, function: 1 << 40, shape: 2 };
+        let head = PieceHead {
+            seq: 7,
+            items: 3,
+            function: 1 << 40,
+            shape: 2,
+        };
         let mut bytes = head.to_bytes().to_vec();
         bytes.extend(b"rest");
         assert_eq!(PieceHead::split(&bytes), Some((head, &b"rest"[..])));
         assert_eq!(PieceHead::split(&bytes[..20]), None);
         for message in [
             FromTemplate::Ready,
-            FromTemplate::Forked { key: u64::MAX, pid: 12 },
-            FromTemplate::Exited { pid: 4, status: 9, cpu_us: 1 },
+            FromTemplate::Forked {
+                key: u64::MAX,
+                pid: 12,
+            },
+            FromTemplate::Exited {
+                pid: 4,
+                status: 9,
+                cpu_us: 1,
+            },
             FromTemplate::Spoiled,
         ] {
-            assert_eq!(FromTemplate::from_bytes(&message.to_bytes()).ok(), Some(message));
+            assert_eq!(
+                FromTemplate::from_bytes(&message.to_bytes()).ok(),
+                Some(message)
+            );
         }
         assert!(FromTemplate::from_bytes(b"x").is_err());
         assert!(ToTemplate::from_bytes(&[0; MOST_DATAGRAM_BYTES]).is_err());

@@ -8,7 +8,9 @@ use crate::nursery::Seat;
 use crate::sys::futex::{self, Scope, Waited};
 use crate::sys::process::{block_all_signals, empty_mask, exit_now, watch_forks};
 use crate::wire::{self, AnswerHead, PieceHead, to_engine, to_worker};
-use rightlane_ring::{Assembler, AttachError, Attempt, Corrupt, Outgoing, Progress, Wants, WorkerEnd};
+use rightlane_ring::{
+    Assembler, AttachError, Attempt, Corrupt, Outgoing, Progress, Wants, WorkerEnd,
+};
 use rustix::process::Signal;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,8 +25,16 @@ const WAKE_EVERY_NS: u64 = 1_000_000;
 /// What the engine says.
 #[derive(Debug)]
 pub enum Message {
-    /// The caller's world, and the initializer's definition and arguments.
-    Boot { world: Vec<u8>, initializer: Option<(u64, Vec<u8>)> },
+    /// The caller's world.
+    Boot {
+        /// As the client captured it.
+        world: Vec<u8>,
+    },
+    /// Run the initializer, if there is one, and say that you are ready.
+    Begin {
+        /// Its definition and arguments.
+        initializer: Option<(u64, Vec<u8>)>,
+    },
     /// A definition.
     Define { id: u64, bytes: Vec<u8> },
     /// A definition that is no longer needed.
@@ -86,10 +96,21 @@ impl Desk {
     pub fn sit(seat: Seat) -> Result<Desk, WorkerError> {
         empty_mask();
         watch_forks();
-        let Seat { tasks, answers, signal, engine } = seat;
+        let Seat {
+            tasks,
+            answers,
+            signal,
+            engine,
+        } = seat;
         let end = WorkerEnd::attach(tasks, answers)?;
         watch_engine(engine)?;
-        Ok(Desk { end, signal, assembler: Assembler::new(usize::MAX), announced: None, last_wake_ns: 0 })
+        Ok(Desk {
+            end,
+            signal,
+            assembler: Assembler::new(usize::MAX),
+            announced: None,
+            last_wake_ns: 0,
+        })
     }
 
     /// The next message, if one is there.
@@ -113,27 +134,37 @@ impl Desk {
 
     fn understand(&mut self, tag: u32, mut bytes: Vec<u8>) -> Option<Option<Message>> {
         let message = match tag {
-            to_worker::BOOT => {
-                let (len, rest) = wire::take_u64(&bytes)?;
-                let (world, rest) = rest.split_at_checked(len as usize)?;
-                let initializer = wire::take_u64(rest).map(|(id, arguments)| (id, arguments.to_vec()));
-                Message::Boot { world: world.to_vec(), initializer }
+            to_worker::BOOT => Message::Boot { world: bytes },
+            to_worker::BEGIN => {
+                let initializer =
+                    wire::take_u64(&bytes).map(|(id, arguments)| (id, arguments.to_vec()));
+                Message::Begin { initializer }
             }
             to_worker::DEFINE => {
                 let (id, _) = wire::take_u64(&bytes)?;
                 bytes.drain(..8);
                 Message::Define { id, bytes }
             }
-            to_worker::FORGET => Message::Forget { id: wire::take_u64(&bytes)?.0 },
+            to_worker::FORGET => Message::Forget {
+                id: wire::take_u64(&bytes)?.0,
+            },
             to_worker::PIECE => {
                 let (head, _) = PieceHead::split(&bytes)?;
-                Message::Piece(Piece { head, message: bytes, next_at: PieceHead::BYTES })
+                Message::Piece(Piece {
+                    head,
+                    message: bytes,
+                    next_at: PieceHead::BYTES,
+                })
             }
             to_worker::PIECE_HEAD => {
                 self.announced = Some(PieceHead::split(&bytes)?.0);
                 return Some(None);
             }
-            to_worker::ITEMS => Message::Piece(Piece { head: self.announced.take()?, message: bytes, next_at: 0 }),
+            to_worker::ITEMS => Message::Piece(Piece {
+                head: self.announced.take()?,
+                message: bytes,
+                next_at: 0,
+            }),
             to_worker::RETIRE => Message::Retire,
             _ => return None,
         };
@@ -149,7 +180,10 @@ impl Desk {
         let there = |end: &mut WorkerEnd| match wants {
             Wants::MESSAGES => !end.tasks.is_empty(),
             // A corrupt position ends the wait as well; pushing says so.
-            _ => end.answers.free_bytes().map_or(true, |free| free >= end.answers.max_bytes() / 8),
+            _ => end
+                .answers
+                .free_bytes()
+                .map_or(true, |free| free >= end.answers.max_bytes() / 8),
         };
         let begun = crate::sys::now();
         for round in 0_u32.. {
@@ -191,12 +225,26 @@ impl Desk {
         busy_ns: Option<u64>,
         bytes: &'b mut Vec<u8>,
     ) -> Answer<'b> {
-        debug_assert!(bytes.len() >= AnswerHead::BYTES, "the client leaves room for the head");
-        let head = AnswerHead { seq, item, busy_ns: busy_ns.unwrap_or(0) };
+        debug_assert!(
+            bytes.len() >= AnswerHead::BYTES,
+            "the client leaves room for the head"
+        );
+        let head = AnswerHead {
+            seq,
+            item,
+            busy_ns: busy_ns.unwrap_or(0),
+        };
         bytes[..AnswerHead::BYTES].copy_from_slice(&head.to_bytes());
-        let last = if busy_ns.is_some() { to_engine::LAST } else { 0 };
+        let last = if busy_ns.is_some() {
+            to_engine::LAST
+        } else {
+            0
+        };
         let tag = to_engine::ANSWER | u32::from(flavor) << to_engine::FLAVOR_SHIFT | last;
-        Answer { outgoing: Outgoing::new(tag, bytes), last: busy_ns.is_some() }
+        Answer {
+            outgoing: Outgoing::new(tag, bytes),
+            last: busy_ns.is_some(),
+        }
     }
 
     /// Publishes as much of an answer as there is room for; false: wait with [`Desk::wait_for_room`] and go
@@ -206,7 +254,9 @@ impl Desk {
         // Stored as it ends, without a wake: the engine acts when the piece is done, when the ring
         // needs emptying, or once in a while for whoever waits for the first of many.
         let due = now_ns.saturating_sub(self.last_wake_ns) >= WAKE_EVERY_NS;
-        if (answer.last || !done || due || self.is_filling()) && self.end.parent_must_be_woken(Wants::MESSAGES) {
+        if (answer.last || !done || due || self.is_filling())
+            && self.end.parent_must_be_woken(Wants::MESSAGES)
+        {
             self.last_wake_ns = now_ns;
             self.signal_engine();
         }
@@ -214,7 +264,10 @@ impl Desk {
     }
 
     fn is_filling(&mut self) -> bool {
-        self.end.answers.free_bytes().is_ok_and(|free| free < self.end.answers.max_bytes() / 2)
+        self.end
+            .answers
+            .free_bytes()
+            .is_ok_and(|free| free < self.end.answers.max_bytes() / 2)
     }
 
     /// Waits for room in the answer ring.
@@ -224,7 +277,11 @@ impl Desk {
 
     /// The items from `from` on were not touched, because the piece was taken back.
     pub fn skipped(&mut self, seq: u64, from: u32) -> Result<(), WorkerError> {
-        let head = AnswerHead { seq, item: from, busy_ns: 0 };
+        let head = AnswerHead {
+            seq,
+            item: from,
+            busy_ns: 0,
+        };
         self.tell(to_engine::SKIPPED, &head.to_bytes())
     }
 
@@ -279,11 +336,17 @@ pub struct Answer<'b> {
 fn watch_engine(engine: OwnedFd) -> io::Result<()> {
     let watch = move || {
         block_all_signals();
-        let mut fds = [rustix::event::PollFd::new(&engine, rustix::event::PollFlags::IN)];
+        let mut fds = [rustix::event::PollFd::new(
+            &engine,
+            rustix::event::PollFlags::IN,
+        )];
         while rustix::event::poll(&mut fds, None).is_err() || fds[0].revents().is_empty() {}
         let _ = rustix::process::kill_process_group(rustix::process::getpgrp(), Signal::KILL);
         exit_now(1);
     };
-    std::thread::Builder::new().name("rightlane-watch".into()).stack_size(64 * 1024).spawn(watch)?;
+    std::thread::Builder::new()
+        .name("rightlane-watch".into())
+        .stack_size(64 * 1024)
+        .spawn(watch)?;
     Ok(())
 }

@@ -52,5 +52,6 @@ pub fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>, scope: S
 
 /// Wakes up to `count` sleepers.
 pub fn wake(word: &AtomicU32, count: u32, scope: Scope) {
-    let _ = futex::wake(word, scope.flags(), count);
+    // The kernel takes the count for a signed number, and wakes one for a negative one.
+    let _ = futex::wake(word, scope.flags(), count.min(i32::MAX as u32));
 }

@@ -77,8 +77,12 @@ fn close_range(first: RawFd, last: RawFd) {
         return;
     }
     // Sandboxes refuse system calls they do not know; the list of open descriptors serves as well.
-    let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
-    let open: Vec<RawFd> = open.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let Ok(open) = std::fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let open: Vec<RawFd> = open
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
     for fd in open.into_iter().filter(|fd| (first..=last).contains(fd)) {
         // SAFETY: as above.
         unsafe { libc::close(fd) };
@@ -111,7 +115,12 @@ pub fn ended_child() -> Option<Ended> {
     // are those that waitid fills in for an exited child.
     unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
-        let failed = libc::waitid(libc::P_ALL, 0, &mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT);
+        let failed = libc::waitid(
+            libc::P_ALL,
+            0,
+            &mut info,
+            libc::WEXITED | libc::WNOHANG | libc::WNOWAIT,
+        );
         let pid = info.si_pid();
         let well = info.si_code == libc::CLD_EXITED && info.si_status() == 0;
         (failed == 0 && pid > 0).then_some(Ended { pid, well })
@@ -124,10 +133,17 @@ pub fn reap(pid: i32) -> Option<Reaped> {
     // SAFETY: both out-pointers are to locals of the right type.
     let (pid, usage) = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
-        (libc::wait4(pid, &mut status, libc::WNOHANG, &mut usage), usage)
+        (
+            libc::wait4(pid, &mut status, libc::WNOHANG, &mut usage),
+            usage,
+        )
     };
     let us = |t: libc::timeval| t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64;
-    (pid > 0).then(|| Reaped { pid, status, cpu_us: us(usage.ru_utime) + us(usage.ru_stime) })
+    (pid > 0).then(|| Reaped {
+        pid,
+        status,
+        cpu_us: us(usage.ru_utime) + us(usage.ru_stime),
+    })
 }
 
 /// Takes ownership of descriptors that whoever started this process left under these numbers.

@@ -20,7 +20,11 @@ pub struct Program {
 /// all signals at their defaults and none blocked. Returns its pid.
 pub fn spawn(program: &Program, descriptors: &[BorrowedFd<'_>]) -> io::Result<i32> {
     let pointers = |strings: &[CString]| -> Vec<*mut libc::c_char> {
-        strings.iter().map(|s| s.as_ptr().cast_mut()).chain([std::ptr::null_mut()]).collect()
+        strings
+            .iter()
+            .map(|s| s.as_ptr().cast_mut())
+            .chain([std::ptr::null_mut()])
+            .collect()
     };
     let argv = pointers(&program.argv);
     let env = pointers(&program.env);
