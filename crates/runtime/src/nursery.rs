@@ -69,17 +69,22 @@ impl Nursery {
     /// engine dies, everything it left behind is killed first.
     pub fn run(&mut self, interpreter: &mut impl Interpreter) -> Option<Seat> {
         self.tell(FromTemplate::Ready, &[]);
+        let mut connected = true;
         loop {
+            // A socket that has come to its end says nothing: whether the engine lives, its pidfd says,
+            // which may be a moment later.
+            let listen = if connected { PollFlags::IN } else { PollFlags::empty() };
             let mut fds = [
-                PollFd::new(&self.socket, PollFlags::IN),
                 PollFd::new(&self.engine, PollFlags::IN),
                 PollFd::new(&self.children_ended, PollFlags::IN),
+                PollFd::new(&self.socket, listen),
             ];
-            if poll(&mut fds, None).is_err() {
+            let watched = if connected { 3 } else { 2 };
+            if poll(&mut fds[..watched], None).is_err() {
                 continue;
             }
             let woken = |at: usize| !fds[at].revents().is_empty();
-            let (message, engine_died, child_ended) = (woken(0), woken(1), woken(2));
+            let (engine_died, child_ended, message) = (woken(0), woken(1), woken(2));
             if engine_died {
                 self.clear_up();
                 return None;
@@ -93,6 +98,7 @@ impl Nursery {
                 match self.serve(interpreter) {
                     Served::On => {}
                     Served::Quit => return None,
+                    Served::End => connected = false,
                     Served::Child(seat) => return Some(seat),
                 }
             }
@@ -115,10 +121,9 @@ impl Nursery {
 
     fn serve(&mut self, interpreter: &mut impl Interpreter) -> Served {
         let (bytes, len, descriptors) = match receive(self.socket.as_fd()) {
-            Ok(Some((_, 0, _))) => return Served::Quit,
+            Ok(Some((_, 0, _))) | Err(_) => return Served::End,
             Ok(Some(received)) => received,
             Ok(None) => return Served::On,
-            Err(_) => return Served::Quit,
         };
         match ToTemplate::from_bytes(&bytes[..len]) {
             Ok(ToTemplate::Fork { key }) => self.fork(key, descriptors, interpreter),
@@ -271,6 +276,7 @@ impl Nursery {
 
 enum Served {
     On,
+    End,
     Quit,
     Child(Seat),
 }
