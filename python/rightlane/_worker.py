@@ -45,6 +45,9 @@ class _Hooks:
             _world.apply(world)
         else:
             _byvalue.start_worker()
+        if hasattr(sys.stdout, "reconfigure"):
+            # A line is out when it is printed, also if a later task of the same batch kills this process.
+            sys.stdout.reconfigure(line_buffering=True)
         if "numpy.random" in sys.modules:
             # Forked from a template that had imported it: its legacy generator must not be everybody's.
             sys.modules["numpy.random"].seed()

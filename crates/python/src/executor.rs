@@ -9,7 +9,7 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{
     Block, Breakage, CallId, Definition, End, Engine, Initializer, Plan, Refused, Remote,
@@ -488,40 +488,35 @@ pub(crate) fn record(function: &Bound<'_, PyAny>) -> PyResult<Arc<Definition>> {
 
 /// Writes a value as one item of a block; what it refers to is noted there.
 pub(crate) fn write_item(value: &Bound<'_, PyAny>, name: &str, block: &mut Block) -> PyResult<()> {
+    if block.try_push(|row| codec::encode_scalar(value, row)) {
+        return Ok(());
+    }
     let py = value.py();
-    let mut scalar = false;
-    // The item is only kept if it is written: try on the side.
-    let mut bytes = Vec::new();
-    if codec::encode_scalar(value, &mut bytes) {
-        scalar = true;
-    }
-    if !scalar {
-        bytes.push(codec::PICKLE);
-        let byvalue = py.import(intern!(py, "rightlane._byvalue"))?;
-        let plain = if byvalue
-            .call_method0(intern!(py, "plain_pickles_suffice"))?
-            .is_truthy()?
-        {
-            codec::plain_pickle(value)
-                .ok()
-                .filter(|pickle| !codec::mentions_main(pickle.as_bytes()))
-        } else {
-            None
-        };
-        match plain {
-            Some(pickle) => bytes.extend_from_slice(pickle.as_bytes()),
-            None => {
-                let dumped = byvalue.call_method1(intern!(py, "dumps"), (value, name))?;
-                let (pickle, needs): (Bound<'_, PyAny>, Vec<Bound<'_, PyDefinition>>) =
-                    dumped.extract()?;
-                bytes.extend_from_slice(pickle.extract()?);
-                for definition in needs {
-                    block.need(definition.get().inner.clone());
-                }
+    let byvalue = py.import(intern!(py, "rightlane._byvalue"))?;
+    let suffices = byvalue
+        .call_method0(intern!(py, "plain_pickles_suffice"))?
+        .is_truthy()?;
+    let plain = if suffices {
+        codec::plain_pickle(value).ok()
+    } else {
+        None
+    };
+    let pickle = match plain.filter(|pickle| !codec::mentions_main(pickle.as_bytes())) {
+        Some(pickle) => pickle,
+        None => {
+            let dumped = byvalue.call_method1(intern!(py, "dumps"), (value, name))?;
+            let (pickle, needs): (Bound<'_, PyBytes>, Vec<Bound<'_, PyDefinition>>) =
+                dumped.extract()?;
+            for definition in needs {
+                block.need(definition.get().inner.clone());
             }
+            pickle
         }
-    }
-    block.push(|row| row.extend_from_slice(&bytes));
+    };
+    block.push(|row| {
+        row.push(codec::PICKLE);
+        row.extend_from_slice(pickle.as_bytes());
+    });
     Ok(())
 }
 
@@ -532,14 +527,10 @@ fn remote_call(
 ) -> PyResult<Remote> {
     let definition = record(function)?;
     let mut items = Block::new();
-    let mut bytes = Vec::new();
-    if kwargs.is_none() && codec::encode_scalar(args, &mut bytes) {
-        items.push(|row| row.extend_from_slice(&bytes));
-    } else if kwargs.is_none() {
-        // Pickled as they are, so that a path in a message begins with the argument's number.
-        write_item(args, "args", &mut items)?;
-    } else {
-        write_item(&codec::call_payload(args, kwargs)?, "call", &mut items)?;
+    match kwargs {
+        // Alone, so that a path in a message begins with the argument's number.
+        None => write_item(args, "args", &mut items)?,
+        Some(_) => write_item(&codec::call_payload(args, kwargs)?, "call", &mut items)?,
     }
     let shape = if kwargs.is_none() {
         shape::SPREAD

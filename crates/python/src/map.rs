@@ -54,6 +54,9 @@ struct Kept {
     aside: Vec<u64>,
     /// Nobody will ask any more.
     discard: bool,
+    /// The item somebody waits for; and whether somebody waits for any at all, to read on.
+    wanted: Option<u64>,
+    any_wanted: bool,
 }
 
 /// See the module.
@@ -123,9 +126,13 @@ impl MapState {
         } else {
             Some(entry)
         };
+        // Most ends are nobody's next: no wake for them.
+        let wanted = kept.any_wanted || kept.wanted == Some(at);
         drop(kept);
         drop(dropped);
-        self.ring();
+        if wanted {
+            self.ring();
+        }
     }
 
     fn ring(&self) {
@@ -144,6 +151,27 @@ impl MapState {
             }
         }
         kept.ended = kept.read;
+    }
+
+    /// Makes room for items that are on their way.
+    fn add_pending(&self, count: u64) {
+        let mut kept = lock(&self.kept);
+        kept.read += count;
+        if !kept.discard {
+            kept.entries.extend((0..count).map(|_| Entry::Pending));
+        }
+    }
+
+    /// The last so many items were not accepted.
+    fn cancel_last(&self, count: u64) {
+        let mut kept = lock(&self.kept);
+        kept.ended += count;
+        let from = kept.entries.len().saturating_sub(count as usize);
+        for entry in kept.entries.range_mut(from..) {
+            *entry = Entry::Raw(Raw::Cancelled);
+        }
+        drop(kept);
+        self.ring();
     }
 
     /// Makes room for one more item; returns its number.
@@ -202,13 +230,20 @@ impl MapState {
         &self,
         py: Python<'_>,
         deadline: Option<Instant>,
+        any: bool,
         ready: impl Fn(&Kept) -> bool,
     ) -> PyResult<bool> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let waited = loop {
             let seen = self.bell.load(Ordering::SeqCst);
-            if ready(&lock(&self.kept)) {
-                break Ok(true);
+            {
+                let mut kept = lock(&self.kept);
+                kept.wanted = Some(kept.first);
+                kept.any_wanted |= any;
+                if ready(&kept) {
+                    kept.any_wanted = false;
+                    break Ok(true);
+                }
             }
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
@@ -254,6 +289,8 @@ pub(crate) struct Source {
     chunk_items: Option<u64>,
     way: Way,
     block_items: usize,
+    /// Items read that have no place among the results yet.
+    unadded: u64,
 }
 
 impl Source {
@@ -302,6 +339,7 @@ impl Source {
             chunk_items,
             way,
             block_items: FIRST_BLOCK_ITEMS,
+            unadded: 0,
         })
     }
 
@@ -325,7 +363,7 @@ impl Source {
                     return Err(crate::raw::bug("a map without items"));
                 };
                 lock(items).push(item.clone().unbind());
-                state.add(Entry::Pending);
+                self.unadded += 1;
                 *count += 1;
                 if *count as usize >= self.block_items {
                     self.flush(feed, py)?;
@@ -335,13 +373,14 @@ impl Source {
                 block, fall_back, ..
             } => match write_item(item, "item", block) {
                 Ok(()) => {
-                    state.add(Entry::Pending);
+                    self.unadded += 1;
                     if block.len() >= self.block_items || block.row_bytes() >= MOST_BLOCK_BYTES {
                         self.flush(feed, py)?;
                     }
                 }
                 Err(error) if is_unsendable(py, &error) => {
-                    // This item alone goes its own way.
+                    // This item alone goes its own way; those before it come first.
+                    state.add_pending(std::mem::take(&mut self.unadded));
                     let fall_back = *fall_back;
                     if fall_back {
                         let at = state.add(Entry::Pending);
@@ -370,6 +409,7 @@ impl Source {
     /// Hands what has been read to the engine.
     fn flush(&mut self, feed: &Feed, py: Python<'_>) -> PyResult<()> {
         self.block_items = (self.block_items * 2).min(MOST_BLOCK_ITEMS);
+        feed.state.add_pending(std::mem::take(&mut self.unadded));
         let plan = Plan {
             chunk_items: self.chunk_items,
             open: true,
@@ -379,7 +419,8 @@ impl Source {
             Way::Local { local, call, count } => {
                 let count = std::mem::take(count);
                 match *call {
-                    Some(call) => feed.executor.extend_local(py, call, count)?,
+                    Some(call) if feed.executor.extend_local(py, call, count)? => {}
+                    Some(_) => feed.state.cancel_last(count),
                     None => {
                         let ticket = Ticket::Map(feed.state.clone());
                         let made =
@@ -397,8 +438,14 @@ impl Source {
                 ..
             } => {
                 let items = std::mem::take(block);
+                let count = items.len() as u64;
                 match *call {
-                    Some(call) => feed.executor.engine.extend_remote(call, items),
+                    Some(call) => {
+                        if !feed.executor.engine.extend_remote(call, items) {
+                            // Cancelled or broken meanwhile, and forgotten.
+                            feed.state.cancel_last(count);
+                        }
+                    }
                     None => {
                         feed.executor.refresh_world(py)?;
                         let shape = if self.spread {
@@ -564,6 +611,7 @@ impl Feed {
                 self.state.wait(
                     py,
                     Some(Instant::now() + Duration::from_millis(100)),
+                    true,
                     |kept| kept.read - kept.ended <= most,
                 )?;
                 py.check_signals()?;
@@ -596,9 +644,10 @@ impl Executor {
         py: Python<'_>,
         call: CallId,
         count: u64,
-    ) -> PyResult<()> {
-        self.engine.extend_local(call, count);
-        self.start_threads(py)
+    ) -> PyResult<bool> {
+        let taken = self.engine.extend_local(call, count);
+        self.start_threads(py)?;
+        Ok(taken)
     }
 
     fn submit_remote(
@@ -684,6 +733,12 @@ impl MapResults {
     }
 
     fn next(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        // The usual case first: everything is read, and the next result is here.
+        if !self.ready.is_empty() && self.feed.is_exhausted() {
+            if let Some(entry) = self.ready.pop_front() {
+                return self.open(py, entry).map(Some);
+            }
+        }
         let feed = self.feed.clone();
         let state = &feed.state;
         loop {
@@ -723,7 +778,7 @@ impl MapResults {
                 !matches!(kept.entries.front(), Some(Entry::Pending))
                     && (!kept.entries.is_empty() || feed.is_exhausted())
             };
-            if !state.wait(py, self.deadline, ready)? {
+            if !state.wait(py, self.deadline, false, ready)? {
                 return Err(PyTimeoutError::new_err(()));
             }
         }

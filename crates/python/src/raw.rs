@@ -18,15 +18,15 @@ pub(crate) mod flavor {
 /// Bytes, small ones in place.
 #[derive(Debug)]
 pub(crate) enum Bytes {
-    Small { len: u8, bytes: [u8; 22] },
+    Small { len: u8, bytes: [u8; 14] },
     Large { bytes: Vec<u8>, skip: usize },
 }
 
 impl Bytes {
     fn new(answer: AnswerBytes<'_>) -> Bytes {
         let slice = answer.as_slice();
-        if slice.len() <= 22 {
-            let mut bytes = [0; 22];
+        if slice.len() <= 14 {
+            let mut bytes = [0; 14];
             bytes[..slice.len()].copy_from_slice(slice);
             return Bytes::Small {
                 len: slice.len() as u8,

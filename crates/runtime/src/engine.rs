@@ -329,24 +329,32 @@ impl<C: Client> Engine<C> {
         Ok(id)
     }
 
-    /// More items of an open call.
-    pub fn extend_remote(&self, call: CallId, block: Block) {
+    /// More items of an open call. False if the call has ended meanwhile: then nobody settles them.
+    pub fn extend_remote(&self, call: CallId, block: Block) -> bool {
         self.with(|_, state| {
             let count = block.len() as u64;
-            if let Some(Held {
+            let Some(Held {
                 body: Body::Remote { items, .. },
                 ..
             }) = state.floor.calls.get_mut(&call)
-            {
-                items.extend(block);
-                state.scheduler.extend(call, count);
-            }
-        });
+            else {
+                return false;
+            };
+            items.extend(block);
+            state.scheduler.extend(call, count);
+            true
+        })
     }
 
-    /// More items of an open call; what they are, the client keeps in its `Local`.
-    pub fn extend_local(&self, call: CallId, count: u64) {
-        self.with(|_, state| state.scheduler.extend(call, count));
+    /// More items of an open call; what they are, the client keeps in its `Local`. False as above.
+    pub fn extend_local(&self, call: CallId, count: u64) -> bool {
+        self.with(|_, state| {
+            let open = state.floor.calls.contains_key(&call);
+            if open {
+                state.scheduler.extend(call, count);
+            }
+            open
+        })
     }
 
     /// No more items will come.

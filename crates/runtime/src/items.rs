@@ -32,6 +32,19 @@ impl Block {
         self.ends.push(self.row.len());
     }
 
+    /// Adds an item if `write` says that it wrote one; else leaves the block as it was.
+    pub fn try_push(&mut self, write: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
+        let mark = self.row.len();
+        let mut written = false;
+        crate::wire::push_item(&mut self.row, |row| written = write(row));
+        if written {
+            self.ends.push(self.row.len());
+        } else {
+            self.row.truncate(mark);
+        }
+        written
+    }
+
     /// The items refer to this definition.
     pub fn need(&mut self, definition: Arc<Definition>) {
         if !self.needs.iter().any(|known| known.id() == definition.id()) {

@@ -73,7 +73,11 @@ impl Nursery {
         loop {
             // A socket that has come to its end says nothing: whether the engine lives, its pidfd says,
             // which may be a moment later.
-            let listen = if connected { PollFlags::IN } else { PollFlags::empty() };
+            let listen = if connected {
+                PollFlags::IN
+            } else {
+                PollFlags::empty()
+            };
             let mut fds = [
                 PollFd::new(&self.engine, PollFlags::IN),
                 PollFd::new(&self.children_ended, PollFlags::IN),

@@ -244,6 +244,7 @@ impl Desk {
         Answer {
             outgoing: Outgoing::new(tag, bytes),
             last: busy_ns.is_some(),
+            looks_at_room: item % 64 == 0,
         }
     }
 
@@ -254,7 +255,7 @@ impl Desk {
         // Stored as it ends, without a wake: the engine acts when the piece is done, when the ring
         // needs emptying, or once in a while for whoever waits for the first of many.
         let due = now_ns.saturating_sub(self.last_wake_ns) >= WAKE_EVERY_NS;
-        if (answer.last || !done || due || self.is_filling())
+        if (answer.last || !done || due || answer.looks_at_room && self.is_filling())
             && self.end.parent_must_be_woken(Wants::MESSAGES)
         {
             self.last_wake_ns = now_ns;
@@ -330,6 +331,8 @@ impl Desk {
 pub struct Answer<'b> {
     outgoing: Outgoing<&'b mut Vec<u8>>,
     last: bool,
+    /// Whether to see how full the ring is: now and then is enough, and each look costs the engine's cache line.
+    looks_at_room: bool,
 }
 
 /// When the engine dies, this process and everything in its group dies, whatever it is doing (rule 13).
