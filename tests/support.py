@@ -16,12 +16,15 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import tasks
 
+if TYPE_CHECKING:
+    import rightlane as rl
+
+Lane = Literal["auto", "process", "thread", "inline"]
 T = TypeVar("T")
 MARK = "RIGHTLANE_TEST_MARK"
 PATIENCE = 60.0
@@ -61,7 +64,7 @@ class Gate:
                     found[entry.removeprefix(prefix)] = int(pid)
         return found
 
-    def occupy(self, executor: Any, count: int, prefix: str = "busy") -> list[Future[Any]]:
+    def occupy(self, executor: Any, count: int, prefix: str = "busy") -> list[rl.Future[Any]]:
         """Hold `count` tasks of `executor` at the gate; returns once all of them have started."""
         names = [f"{prefix}{i}" for i in range(count)]
         futures = [executor.submit(tasks.hold, self.path, name, name) for name in names]

@@ -10,7 +10,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from support import Lane
 
 
 def double(x: Any) -> Any:
@@ -238,7 +241,7 @@ def modules(*names: str) -> list[str]:
     return [name for name in names if name in sys.modules]
 
 
-def nested(lane: str) -> list[int]:
+def nested(lane: Lane) -> list[int]:
     import rightlane as rl
 
     with rl.Executor(1, lane=lane) as ex:

@@ -45,13 +45,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
-    from typing import Any, Protocol, TypeAlias
+    from typing import Any, TypeAlias
 
-    class Definition(Protocol):
-        """What this module needs of `rightlane._native.Definition`."""
-
-        @property
-        def id(self) -> int: ...
+    from rightlane._native import Definition
 
     Address: TypeAlias = tuple[int, int]
     Reduced: TypeAlias = tuple[Any, ...]
@@ -145,13 +141,47 @@ def _registered_by_value(name: str) -> bool:
 _PACKAGE = __name__.partition(".")[0]
 
 
-def plain_pickles_suffice() -> bool:
-    """Whether a plain pickle without `__main__` in it is right for arguments.
+def plain_pickles_suffice(pickle: bytes | None = None) -> bool:
+    """Whether a plain pickle of arguments means the same in a worker, where it names things by reference.
 
-    False while any module is registered with `cloudpickle.register_pickle_by_value`: plain pickles name its
-    objects by reference, and nothing in their bytes tells.
+    Not if it names a module that a worker cannot import; bytes that only look so do no harm, they take the
+    slow path in vain. Nor while any module is registered with `cloudpickle.register_pickle_by_value`, which
+    is rare enough not to be told from the bytes. Without a pickle: whether that holds for every one without
+    `__main__` in it.
     """
-    return not getattr(sys.modules.get("cloudpickle.cloudpickle"), "_PICKLE_BY_VALUE_MODULES", None)
+    if getattr(sys.modules.get("cloudpickle.cloudpickle"), "_PICKLE_BY_VALUE_MODULES", None):
+        return False
+    marks = _marks_of_hidden_modules()
+    if pickle is None:
+        return not marks
+    return b"__main__" not in pickle and not any(mark in pickle for mark in marks)
+
+
+def _marks_of_hidden_modules() -> tuple[bytes, ...]:
+    """How pickles name the modules that a worker does not find, because they were loaded by hand here.
+
+    `pytest --import-mode=importlib` loads test modules like this, and so do many plugin systems.
+    """
+    global _hidden
+    count, path_length, marks = _hidden
+    if count == len(sys.modules) and path_length == len(sys.path):
+        return marks
+    count, path_length = len(sys.modules), len(sys.path)
+    found = []
+    for name, module in list(sys.modules.items()):
+        # Exactly: a look at a module of the lazy kind would load it.
+        if type(module) is not ModuleType or name.partition(".")[0] in sys.stdlib_module_names:
+            continue
+        if name != "__main__" and not _importable(name):
+            encoded = name.encode("utf-8", "surrogatepass")
+            if len(encoded) < 256:
+                encoded = b"\x8c%c%b" % (len(encoded), encoded)  # the opcode SHORT_BINUNICODE
+            found.append(encoded)
+    _hidden = count, path_length, tuple(found)
+    return _hidden[2]
+
+
+_hidden: tuple[int, int, tuple[bytes, ...]] = (0, 0, ())
 
 
 def _importable(name: str | None) -> bool:
@@ -165,8 +195,8 @@ def _importable(name: str | None) -> bool:
         return False
     spec = getattr(module, "__spec__", None)
     package, _, leaf = name.rpartition(".")
-    if spec is None:
-        # A package written in C may make submodules itself; importing the package brings them.
+    if spec is None or spec.name != name:
+        # A package may make submodules itself, or give one two names; importing the package brings them.
         return bool(package) and _importable(package)
     origin = spec.origin
     if origin is None and spec.submodule_search_locations is not None:
@@ -196,6 +226,10 @@ def _on_path(origin: str | None, package: str, leaf: str) -> bool:
         if parent is None or not _importable(package):
             return False
         places = getattr(parent, "__path__", ())
+    ends = (f"{leaf}.py", f"{leaf}/__init__.py", leaf)
+    for end in ends:  # nearly always it is this simple
+        if origin.endswith(f"/{end}") and origin[: -len(end) - 1] in places:
+            return True
     cwd = posix.getcwd()
 
     def absolute(path: str) -> str:
@@ -209,7 +243,6 @@ def _on_path(origin: str | None, package: str, leaf: str) -> bool:
         return "/" + "/".join(parts)
 
     origin = absolute(origin)
-    ends = (f"{leaf}.py", f"{leaf}/__init__.py", leaf)
     for place in places:
         if isinstance(place, str):
             base = absolute(place).rstrip("/")
@@ -824,7 +857,8 @@ def _make_pickler(base: Any, light: bool) -> Any:
                 space = self.collector.space(cls.__module__, vars(sys.modules[cls.__module__]))
                 self.collector.found[space, cls.__name__] = None
             make, arguments, *rest = cloudpickle._dynamic_class_reduce(cls)
-            if make is cloudpickle._make_skeleton_class and "__slots__" in vars(cls):
+            skeleton = make is cloudpickle._make_skeleton_class
+            if skeleton and "__slots__" in vars(cls) and not _named_tuple(cls):
                 # cloudpickle sets them on a finished class, which is then one without slots.
                 slots = vars(cls)["__slots__"]
                 slots = (slots,) if isinstance(slots, str) else tuple(slots)
@@ -867,6 +901,13 @@ def _make_pickler(base: Any, light: bool) -> Any:
     return Pickler
 
 
+def _named_tuple(cls: type) -> bool:
+    """Whether `NamedTuple` makes a class as this one, with slots that it lets nobody give."""
+    # By name: typing_extensions has one of its own.
+    bases = vars(cls).get("__orig_bases__", ())
+    return any(getattr(base, "__name__", None) == "NamedTuple" for base in bases)
+
+
 def _marshal_code(code: CodeType) -> bytes:
     try:
         return marshal.dumps(code, _MARSHAL_VERSION)
@@ -907,7 +948,7 @@ class _Node:
     def __init__(self, obj: Any) -> None:
         key = id(obj)
         self.serial = _next_serial()
-        self.ref = _weakref.ref(obj, lambda ref: _drop(_nodes, key, ref))
+        self.ref = _weakref.ref(obj, _dropper(_nodes, key))
         self.stamps: list[tuple[Any, Callable[[Any], bool]]] | None = None
         self.immutable = False  # stamped, and made from nothing that can change at all
         self.body: _Body | None = None
@@ -932,10 +973,18 @@ class _Node:
 _nodes: dict[int, _Node] = {}
 
 
-def _drop(table: dict[int, Any], key: int, ref: Any) -> None:
-    known = table.get(key)
-    if known is not None and known.ref is ref:
-        del table[key]
+def _dropper(table: dict[int, Any], key: int) -> Callable[[Any], None]:
+    """The callback of a weak reference, which takes its entry out of a table.
+
+    It names no global of this module: at the interpreter's exit, those go before some objects do.
+    """
+
+    def drop(ref: Any) -> None:
+        known = table.get(key)
+        if known is not None and known.ref is ref:
+            del table[key]
+
+    return drop
 
 
 def _node_of(obj: Any) -> _Node:
@@ -1133,10 +1182,10 @@ def _remember(definition: Definition, members: list[Any]) -> None:
     """
     key = definition.id
 
-    def forget_when_dead(_: Any) -> None:
-        refs = _originals.get(key)
+    def forget_when_dead(_: Any, originals: dict[int, list[Any]] = _originals) -> None:
+        refs = originals.get(key)
         if refs is not None and all(ref() is None for ref in refs):
-            _originals.pop(key, None)
+            originals.pop(key, None)
 
     refs = [_weakref.ref(member, forget_when_dead) for member in members]
     known = _originals.get(key)
@@ -1219,7 +1268,7 @@ def _record_pickled(fn: Callable[..., Any]) -> Definition:
         data = _pickle.dumps(fn, 5)
     except Exception:
         data = b"__main__"
-    if b"__main__" in data:
+    if not plain_pickles_suffice(data):
         data, deps = _dumps(fn)
     known = _references.get(key)
     ids = [dep.id for dep in deps]
@@ -1227,7 +1276,7 @@ def _record_pickled(fn: Callable[..., Any]) -> Definition:
         return known.definition
     definition = _new_definition(_PLAIN + data, deps)
     try:
-        ref = _weakref.ref(anchor, lambda ref: _drop(_references, key, ref))
+        ref = _weakref.ref(anchor, _dropper(_references, key))
     except TypeError:
         return definition
     _references[key] = _Referenced(ref, definition, ids, data)
@@ -1394,8 +1443,8 @@ def _short(value: Any) -> str:
 def is_lasting(fn: Any) -> bool:
     """Whether a callable may be kept from one task to the next.
 
-    Functions and classes may. A bound method, a partial or any other object with a state of its own is unpickled
-    anew, so that a task never sees what an earlier one did to it.
+    Functions and classes may. A bound method, a partial or any other object with a state of its own is
+    unpickled anew, so that a task never sees what an earlier one did to it.
     """
     return isinstance(fn, (FunctionType, type)) or (
         isinstance(fn, BuiltinFunctionType) and isinstance(fn.__self__, (ModuleType, type(None)))

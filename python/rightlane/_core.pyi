@@ -4,11 +4,37 @@ from collections.abc import Callable, Iterator, Sequence
 from threading import Condition
 from typing import Any, Protocol, final
 
+from typing_extensions import disjoint_base
+
+__all__ = [
+    "Definition",
+    "Engine",
+    "FutureCore",
+    "MapResults",
+    "WorkerSeat",
+    "__version__",
+    "after_fork_in_child",
+    "after_fork_in_parent",
+    "any_open",
+    "before_fork",
+    "begin_exit",
+    "cli_main",
+    "compare",
+    "cpu_budget",
+    "run_completions",
+    "serve_template",
+    "serve_worker",
+    "set_template_program",
+    "stop_completions",
+    "want_site",
+]
+
 __version__: str
 
 _Figures = tuple[int, float, float, float, float]
 _Row = tuple[str, int | None, _Figures | None, str]
 
+@disjoint_base
 class FutureCore:
     def __new__(cls) -> FutureCore: ...
     def result(self, timeout: float | None = None) -> Any: ...

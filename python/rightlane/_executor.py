@@ -41,9 +41,9 @@ class ExecutorView(concurrent.futures.Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn(*args, **kwargs)` in the lane and return its future, at once.
 
-        In the process lane the function and its arguments are pickled here, in the calling thread: what happens to
-        them afterwards does not reach the task. Functions, classes, lambdas and closures of `__main__`, of a REPL
-        and of notebook cells work; there is no need for a `__main__` guard.
+        In the process lane the function and its arguments are pickled here, in the calling thread: what
+        happens to them afterwards does not reach the task. Functions, classes, lambdas and closures of
+        `__main__`, of a REPL and of notebook cells work; there is no need for a `__main__` guard.
 
         Parameters
         ----------
@@ -61,8 +61,8 @@ class ExecutorView(concurrent.futures.Executor):
         BrokenExecutor
             An initializer failed, or workers could not be started.
 
-        What cannot be pickled fails the future with `SerializationError`, except in lane "auto", where it runs in a
-        thread. May be called from any thread.
+        What cannot be pickled fails the future with `SerializationError`, except in lane "auto", where it
+        runs in a thread. May be called from any thread.
 
         >>> import rightlane as rl
         >>> with rl.Executor() as ex:
@@ -72,7 +72,7 @@ class ExecutorView(concurrent.futures.Executor):
         future: Future[T] = self._engine.submit(self._lane, fn, args, kwargs)
         return future
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., T],
         *iterables: Iterable[Any],
@@ -82,9 +82,10 @@ class ExecutorView(concurrent.futures.Executor):
     ) -> Iterator[T]:
         """Run `fn` on each item, and yield the results in order. The work starts at the call.
 
-        Items travel in batches sized by measured time; errors stay per item. Inputs whose length is known are read
-        at the call. Others are read at most 10,000 items ahead of the iteration; `shutdown(wait=True)` and the end
-        of `with` read on until such an input ends. An endless input needs iteration or `buffersize`.
+        Items travel in batches sized by measured time; errors stay per item. Inputs whose length is known are
+        read at the call. Others are read at most 10,000 items ahead of the iteration; `shutdown(wait=True)`
+        and the end of `with` read on until such an input ends. An endless input needs iteration or
+        `buffersize`.
 
         A map that is never iterated runs all the same. Dropping or closing a partly iterated one cancels the
         rest, and so does an exception that it raises.
@@ -106,8 +107,8 @@ class ExecutorView(concurrent.futures.Executor):
         Raises
         ------
         TypeError, ValueError
-            An argument makes no sense. Whatever reading an iterable raises at the call is raised here, later on
-            in its place among the results.
+            An argument makes no sense. Whatever reading an iterable raises at the call is raised here, later
+            on in its place among the results.
 
         >>> import rightlane as rl
         >>> with rl.Executor() as ex:
@@ -140,9 +141,7 @@ class ExecutorView(concurrent.futures.Executor):
         """
         return ExecutorView(self._engine, self._lane if lane is None else _lane(lane))
 
-    def shutdown(
-        self, wait: bool = True, *, cancel_futures: bool = False, kill: bool = False
-    ) -> None:
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill: bool = False) -> None:
         """End the pool. What was accepted is finished first, unless told otherwise. May be called again.
 
         Parameters
@@ -152,8 +151,8 @@ class ExecutorView(concurrent.futures.Executor):
         cancel_futures : bool
             Cancel what nobody has begun.
         kill : bool
-            Cancel what nobody has begun and kill the workers: their tasks fail with `WorkerLost`. Threads cannot
-            be killed; their tasks go on.
+            Cancel what nobody has begun and kill the workers: their tasks fail with `WorkerLost`. Threads
+            cannot be killed; their tasks go on.
 
         Ctrl-C interrupts the waiting, not the work.
         """
@@ -173,11 +172,12 @@ class Executor(ExecutorView):
     Parameters
     ----------
     max_workers : int, optional
-        A hard cap on started, unfinished tasks, over all lanes. Default: the CPU budget (affinity and control group
-        quota, rounded up); for lane "thread", `min(32, budget + 4)`. Inline tasks take no worker.
+        A hard cap on started, unfinished tasks, over all lanes. Default: the CPU budget (affinity and control
+        group quota, rounded up); for lane "thread", `min(32, budget + 4)`. Inline tasks take no worker.
     lane : {"auto", "process", "thread", "inline"}
-        Where tasks run. "process": in worker processes. "thread": in threads of this process. "inline": in the
-        caller, during `submit`. "auto" (the default): in worker processes; in a thread what cannot be pickled.
+        Where tasks run. "process": in worker processes. "thread": in threads of this process. "inline": in
+        the caller, during `submit`. "auto" (the default): in worker processes; in a thread what cannot be
+        pickled.
     initializer : callable, optional
         Called once in each worker process and each lane thread before its first task; inline never. If it
         raises, the executor is broken.
@@ -195,12 +195,13 @@ class Executor(ExecutorView):
     RuntimeError
         This interpreter is frozen or embedded, so that no worker process can be started.
 
-    Worker processes are forked from a fresh interpreter, never from this process. A worker that dies costs the task
-    it was running, whose future gets `WorkerLost`; it is replaced, and what had not begun runs elsewhere. May be used
-    from any thread. After a fork of this process the child has a fresh, empty executor.
+    Worker processes are forked from a fresh interpreter, never from this process. A worker that dies costs
+    the task it was running, whose future gets `WorkerLost`; it is replaced, and what had not begun runs
+    elsewhere. May be used from any thread. After a fork of this process the child has a fresh, empty
+    executor.
 
-    As a context manager it waits at the end. The first Ctrl-C inside raises KeyboardInterrupt and still waits for
-    what was accepted; a second one kills the workers.
+    As a context manager it waits at the end. The first Ctrl-C inside raises KeyboardInterrupt and still waits
+    for what was accepted; a second one kills the workers.
 
     >>> import rightlane as rl
     >>> with rl.Executor(2) as ex:
@@ -247,7 +248,7 @@ class Executor(ExecutorView):
             self.shutdown(wait=True)
         except KeyboardInterrupt:
             if error is None or not isinstance(error, KeyboardInterrupt):
-                # The first Ctrl-C came while we waited: it is raised, and what was accepted is still finished.
+                # The first Ctrl-C came while we waited: it is raised; what was accepted is still finished.
                 try:
                     self.shutdown(wait=True)
                 except KeyboardInterrupt:
@@ -350,10 +351,12 @@ def _name_open_tasks(engine: _native.Engine) -> None:
     tasks = engine.open_tasks()
     shown = ", ".join(tasks[:5]) + (f" and {len(tasks) - 5} more" if len(tasks) > 5 else "")
     if tasks and sys.stderr is not None:
-        print(f"rightlane: the exit waits for {shown}; press Ctrl-C to kill them", file=sys.stderr, flush=True)
+        text = f"rightlane: the exit waits for {shown}; press Ctrl-C to kill them"
+        print(text, file=sys.stderr, flush=True)
 
 
-# Registered after the standard library's own hook, hence run before it: lane threads may use its pools until they end.
+# Registered after the standard library's own hook, hence run before it: lane threads may use its pools
+# until they end.
 assert _thread_pool is not None
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
 os.register_at_fork(

@@ -28,17 +28,17 @@ else:
 class Future(_Bases[T]):
     """The outcome of a task, now or later.
 
-    A real `concurrent.futures.Future`: `result`, `exception`, `cancel`, `add_done_callback` and the rest behave as
-    documented there, `concurrent.futures.wait`, `as_completed` and `asyncio.wrap_future` accept it. It can
-    also be awaited: `await future` waits in the running event loop without blocking it, and cancelling the
-    awaiting task cancels the future, if it has not been claimed.
+    A real `concurrent.futures.Future`: `result`, `exception`, `cancel`, `add_done_callback` and the rest
+    behave as documented there, `concurrent.futures.wait`, `as_completed` and `asyncio.wrap_future` accept it.
+    It can also be awaited: `await future` waits in the running event loop without blocking it, and cancelling
+    the awaiting task cancels the future, if it has not been claimed.
 
     `cancel()` succeeds until a worker or a thread has claimed the task; `running()` is true from then on.
-    Callbacks run on the engine's completion thread, or at once in the caller if the future is done. A thread that
-    waits in `result()` never runs another future's callbacks.
+    Callbacks run on the engine's completion thread, or at once in the caller if the future is done. A thread
+    that waits in `result()` never runs another future's callbacks.
 
-    Futures are made by `Executor.submit`. Any thread may use them. In a forked child, futures that were not done are
-    cancelled.
+    Futures are made by `Executor.submit`. Any thread may use them. In a forked child, futures that were not
+    done are cancelled.
 
     >>> import rightlane as rl
     >>> with rl.Executor() as ex:

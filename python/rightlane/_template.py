@@ -1,13 +1,13 @@
 """The template: the fresh, single-threaded interpreter from which workers are forked.
 
-Started as `python -P -s -S -c ...`. It imports as little as it can, because its start is part of the first result's
-time, and serves the engine until that goes away.
+Started as `python -P -s -S -c ...`. It imports as little as it can, because its start is part of the first
+result's time, and serves the engine until that goes away.
 """
 
 from __future__ import annotations
 
 import _pickle  # noqa: F401 - so that workers have it
-import _signal
+import _signal  # type: ignore[import-not-found]  # unlike `signal`, it imports nothing
 import posix
 import sys
 
@@ -26,19 +26,19 @@ def main() -> None:
             code = _worker.main(seat)
     except BaseException:
         code = 1
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     finally:
         # Not by returning: nothing that a template or a worker inherited is to be finalised twice.
         posix._exit(code)
 
 
 def _fork() -> int:
-    # `os.fork`, so that the hooks of imported modules run (rule 19); the same function, without importing `os`.
+    # So that the hooks of imported modules run (rule 19): this is `os.fork`, without importing `os`.
     return posix.fork()
 
 
 def _run_site() -> bool:
-    """Run `site`, for editable installs and the like; False if this process is not fit to be forked afterwards."""
+    """Run `site`, for editable installs and the like; False if this process may not be forked afterwards."""
     import time
 
     begun = time.monotonic()

@@ -1,12 +1,11 @@
 """The Python half of a worker process: what its native loop calls.
 
-The loop (`serve_worker`) claims items, calls functions and answers. Here is what needs Python: taking on the caller's world,
-definitions, exceptions, flushing, and an orderly end.
+The loop (`serve_worker`) claims items, calls functions and answers. Here is what needs Python: taking on the
+caller's world, definitions, exceptions, flushing, and an orderly end.
 """
 
 from __future__ import annotations
 
-import posix
 import sys
 
 from rightlane import _byvalue, _native, _world
@@ -14,8 +13,6 @@ from rightlane import _byvalue, _native, _world
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-_JOIN_PATIENCE_S = 4.0
 
 
 def main(seat: _native.WorkerSeat) -> int:
@@ -88,7 +85,8 @@ class _Hooks:
         """Message and path of something that cannot be pickled (`what` names it) or unpickled (empty)."""
         reason = f"{type(error).__qualname__}: {error}"[:2000]
         if isinstance(error, _byvalue.Unsendable):
-            return f"{error.path} cannot be sent back from the worker: {error.reason}"[:4000], error.path[:1000]
+            text = f"{error.path} cannot be sent back from the worker: {error.reason}"
+            return text[:4000], error.path[:1000]
         if what:
             return f"the {what} cannot be sent back from the worker: {reason}", what
         return f"the function or its arguments cannot be unpickled in the worker: {reason}", "args"
@@ -104,15 +102,13 @@ class _Hooks:
 
 
 def _retire() -> None:
-    """End as a Python process ends: join threads (bounded by the engine's patience), exit handlers, flush (rule 22)."""
+    """Join threads (bounded by the engine's patience) and run exit handlers, as a process ends (rule 22)."""
     threading = sys.modules.get("threading")
     if threading is not None:
         try:
             threading._shutdown()
         except BaseException:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
     import atexit
 
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    posix.sched_yield()

@@ -6,12 +6,13 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 import rightlane as rl
 import tasks
-from support import Gate, lines
+from support import Gate, Lane, lines
 
 
 def peak_of(log: str) -> int:
@@ -25,7 +26,7 @@ def peak_of(log: str) -> int:
 
 
 @pytest.mark.parametrize("view_lane", ["process", "thread", "inline", "auto"])
-def test_a_view_chooses_the_lane_and_shares_the_pool(ex: rl.Executor, view_lane: str) -> None:
+def test_a_view_chooses_the_lane_and_shares_the_pool(ex: rl.Executor, view_lane: Lane) -> None:
     """rule 11: `options` takes what exists, and what it returns submits and maps."""
     view = ex.options(lane=view_lane)
     pid, tid = view.submit(tasks.where).result()
@@ -35,7 +36,7 @@ def test_a_view_chooses_the_lane_and_shares_the_pool(ex: rl.Executor, view_lane:
     assert list(view.map(tasks.double, range(10))) == [2 * i for i in range(10)]
 
 
-def test_options_of_options_and_none(ex: rl.Executor, lane: str) -> None:
+def test_options_of_options_and_none(ex: rl.Executor, lane: Lane) -> None:
     """No option changes nothing."""
     pid = ex.options().submit(tasks.here).result()
     assert (pid == os.getpid()) == (lane in ("thread", "inline"))
@@ -66,7 +67,7 @@ def test_all_workers_are_used(busy: rl.Executor, gate: Gate) -> None:
 
 
 @pytest.mark.parametrize("sized_lane", ["process", "thread", "auto"])
-def test_the_default_size(tmp_path: Path, sized_lane: str) -> None:
+def test_the_default_size(tmp_path: Path, sized_lane: Lane) -> None:
     """rule 4: ceil(min(affinity, quota)), at least 1, for process and auto; min(32, that + 4) for thread."""
     log = str(tmp_path / "log")
     cores = len(os.sched_getaffinity(0))
@@ -123,7 +124,7 @@ def test_local_lanes_move_the_very_object(make: Callable[..., rl.Executor]) -> N
         assert ex.submit(tasks.echo, thing).result() is thing
         assert next(iter(ex.map(tasks.echo, [thing]))) is thing
         error = LookupError()
-        assert ex.submit(tasks.fail, lambda e=error: e).exception() is error
+        assert ex.submit(tasks.fail, cast(Any, lambda e=error: e)).exception() is error
 
 
 def test_thread_names_carry_the_prefix(make: Callable[..., rl.Executor]) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 import rightlane as rl
 import tasks
-from support import Gate, alive, children, eventually, lines
+from support import Gate, Lane, alive, children, eventually, lines
 
 
-def test_with_finishes_accepted_work(lane: str, tmp_path: Path) -> None:
+def test_with_finishes_accepted_work(lane: Lane, tmp_path: Path) -> None:
     """rule 2: the end of `with` waits for what was accepted."""
     log = str(tmp_path / "log")
     with rl.Executor(2, lane=lane) as ex:
@@ -23,7 +23,7 @@ def test_with_finishes_accepted_work(lane: str, tmp_path: Path) -> None:
     assert all(f.done() for f in futures) and sorted(map(int, lines(log))) == list(range(100))
 
 
-def test_with_finishes_accepted_work_when_its_body_raises(lane: str, tmp_path: Path) -> None:
+def test_with_finishes_accepted_work_when_its_body_raises(lane: Lane, tmp_path: Path) -> None:
     """rule 2: an exception in the body changes nothing about that."""
     log = str(tmp_path / "log")
     with pytest.raises(LookupError), rl.Executor(2, lane=lane) as ex:
@@ -139,7 +139,7 @@ def test_shutdown_from_several_threads(busy: rl.Executor, gate: Gate) -> None:
     assert not any(t.is_alive() for t in threads) and all(f.done() for f in held)
 
 
-def test_a_collected_executor_finishes_and_retires(busy_lane: str, gate: Gate) -> None:
+def test_a_collected_executor_finishes_and_retires(busy_lane: Lane, gate: Gate) -> None:
     """rule 2: accepted work is finished though nobody holds the executor; then its workers retire."""
     ex = rl.Executor(2, lane=busy_lane)
     held = gate.occupy(ex, 2)
@@ -158,7 +158,7 @@ def test_a_collected_executor_finishes_and_retires(busy_lane: str, gate: Gate) -
         eventually(lambda: not any(alive(pid) for pid in pids), what=f"end of {pids}")
 
 
-def test_a_dropped_idle_executor_retires(busy_lane: str) -> None:
+def test_a_dropped_idle_executor_retires(busy_lane: Lane) -> None:
     """rule 2: the same when there is nothing left to finish."""
     import os
 
@@ -172,7 +172,7 @@ def test_a_dropped_idle_executor_retires(busy_lane: str) -> None:
         eventually(lambda: set(children(os.getpid())) <= before, what="end of the template")
 
 
-def test_work_may_follow_work_after_a_new_executor(lane: str) -> None:
+def test_work_may_follow_work_after_a_new_executor(lane: Lane) -> None:
     """Executors are independent: ending one leaves the others alone."""
     with rl.Executor(1, lane=lane) as outer:
         for i in range(10):

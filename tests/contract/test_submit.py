@@ -66,7 +66,7 @@ def test_values_come_back_equal_and_of_the_same_type(ex: rl.Executor, value: obj
     back = ex.submit(tasks.echo, value).result()
     assert back == value and type(back) is type(value)
     if isinstance(value, tuple):
-        assert [type(x) for x in value] == [type(x) for x in back]
+        assert isinstance(back, tuple) and [type(x) for x in value] == [type(x) for x in back]
 
 
 def test_any_callable_can_be_sent(ex: rl.Executor) -> None:
@@ -156,8 +156,8 @@ def test_where_tasks_run(ex: rl.Executor, lane: str) -> None:
     ids=lambda v: getattr(v, "__name__", ""),
 )
 def test_whatever_a_task_raises_reaches_its_future(
-    ex: rl.Executor, kind: type[BaseException], args: tuple
-) -> None:  # type: ignore[type-arg]
+    ex: rl.Executor, kind: type[BaseException], args: tuple[object, ...]
+) -> None:
     """Also what would end a thread or a process: SystemExit and KeyboardInterrupt are the future's."""
     future = ex.submit(tasks.fail, kind, *args)
     error = future.exception()

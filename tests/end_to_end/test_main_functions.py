@@ -269,6 +269,28 @@ def test_definitions_that_refer_to_one_another(start: Start) -> None:
     """).succeeds()
 
 
+def test_arguments_of_a_module_loaded_by_hand(start: Start) -> None:
+    """Their plain pickles name a module that no worker finds; `pytest --import-mode=importlib` makes such."""
+    start("""
+        import functools, importlib.util, os, pathlib, tempfile
+        import rightlane as rl
+        path = pathlib.Path(tempfile.mkdtemp(), "plugin.py")
+        path.write_text("class Job:\\n  size = 3\\ndef double(x): return 2 * x\\n")
+        spec = importlib.util.spec_from_file_location("plugin", path)
+        import sys
+        plugin = sys.modules["plugin"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(plugin)
+        with rl.Executor(1, lane="process") as ex:
+            assert ex.submit(plugin.double, 2).result() == 4
+            assert ex.submit(functools.partial(plugin.double, 3)).result() == 6
+            job = plugin.Job()
+            job.size = 7
+            assert ex.submit(getattr, job, "size").result() == 7
+            (back,) = ex.map(lambda job: job, [job])
+            assert type(back) is plugin.Job and back.size == 7
+    """).succeeds()
+
+
 def test_python_m_and_dash_c(start: Start) -> None:
     """`__main__` of `python -m` and `python -c`."""
     start("""

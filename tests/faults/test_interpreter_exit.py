@@ -166,7 +166,7 @@ def test_lane_threads_are_real_threads(make) -> None:  # type: ignore[no-untyped
     """rule 17: `threading.Thread`s, seen by `enumerate`, debuggers and coverage; ended by shutdown."""
     ex = make(2, lane="thread")
     thread = ex.submit(threading.current_thread).result()
-    assert thread in threading.enumerate() and type(thread) is not threading._DummyThread  # type: ignore[attr-defined]
+    assert thread in threading.enumerate() and type(thread) is not threading._DummyThread
     assert isinstance(thread, threading.Thread) and thread is not threading.main_thread()
     ex.shutdown()
     assert not thread.is_alive()
@@ -187,5 +187,5 @@ def test_trace_functions_see_lane_threads(make) -> None:  # type: ignore[no-unty
     try:
         assert make(1, lane="thread").submit(observed).result() == 1
     finally:
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
     assert "observed" in seen

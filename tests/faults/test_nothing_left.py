@@ -116,7 +116,9 @@ def test_at_rest_nothing_wakes(start: Start) -> None:
         return first if counts() == first else None
 
     before = eventually(settled, what="a process at rest")
-    assert len({pid for pid, _ in before}) >= 4, "user, template and workers are all there"
+    assert before is not None and len({pid for pid, _ in before}) >= 4, (
+        "user, template and workers are all there"
+    )
     time.sleep(10)
     after = counts()
     assert after == before, {key: (before.get(key), after.get(key)) for key in before.keys() | after.keys()}

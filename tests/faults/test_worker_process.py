@@ -246,7 +246,7 @@ def test_a_killed_worker_runs_no_atexit(pool: rl.Executor, tmp_path: Path, gate:
 
     log = str(tmp_path / "log")
     for _ in range(8):
-        pool.submit(lambda p: atexit.register(tasks.append, p, "atexit") and None, log).result()
+        pool.submit(lambda p: str(atexit.register(tasks.append, p, "atexit")), log).result()
     gate.occupy(pool, 2)
     pool.shutdown(kill=True)
     assert lines(log) == []
@@ -276,7 +276,7 @@ def test_a_task_may_change_signal_handlers_and_directory(pool: rl.Executor) -> N
     def rude() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.chdir("/")
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         os.environ.clear()
         os.closerange(0, 1)
 

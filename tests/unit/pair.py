@@ -120,7 +120,7 @@ class Worker:
             data = _pickle.dumps((args, kwargs), 5)
         except Exception:
             data = b"__main__"
-        if b"__main__" in data or not _byvalue.plain_pickles_suffice():
+        if not _byvalue.plain_pickles_suffice(data):
             data, deps = _byvalue.dumps((args, kwargs))
         for each in [definition, *deps]:
             self.send(each)

@@ -515,6 +515,67 @@ def test_modules_that_a_worker_cannot_import(tmp_path: Path) -> None:
     )
 
 
+def test_named_tuples(tmp_path: Path) -> None:
+    """`typing.NamedTuple` refuses the slots that other by-value classes must be made with."""
+    main(
+        """
+        import collections, typing
+        T = typing.TypeVar("T")
+        Plain = collections.namedtuple("Plain", "a b", defaults=[2])
+        class Typed(typing.NamedTuple):
+            a: int
+            b: str = "b"
+            def both(self): return self.a, self.b
+        class Generic(typing.NamedTuple, typing.Generic[T]):
+            a: T
+        class Sub(Typed):
+            __slots__ = ()
+            def twice(self): return self._replace(a=2 * self.a)
+        class Movie(typing.TypedDict):
+            name: str
+        for value in (Plain(1), Typed(1), Generic(1), Sub(1)):
+            back = w(lambda x: x, value)
+            assert type(back) is type(value) and back == value
+        assert w(lambda x: (x.both(), x._replace(b="c")), Typed(3)) == ((3, "b"), (3, "c"))
+        assert w(lambda: Typed(4)) == Typed(4) and w(Sub.twice, Sub(2)) == Sub(4)
+        assert not w(lambda: [kind for kind in (Plain, Typed, Generic, Sub) if hasattr(kind(1), "__dict__")])
+        assert w(lambda: Movie(name="M")) == {"name": "M"} and w(lambda: Typed._fields) == ("a", "b")
+        """,
+        tmp_path,
+    )
+
+
+def test_arguments_from_modules_that_a_worker_cannot_import(tmp_path: Path) -> None:
+    """Plain pickles would name them by a module that only this process has."""
+    folder = tmp_path / "elsewhere" / "suite" / "inner"
+    folder.mkdir(parents=True)
+    source = "class H:\n  def __eq__(self, other): return type(other) is H\ndef f(x): return x\n"
+    (folder / "test_it.py").write_text(source)
+    (tmp_path / "plain.py").write_text("class P: pass\n")
+    main(
+        """
+        import functools, importlib.machinery, importlib.util, plain
+        # What pytest does with --import-mode=importlib: the packages are namespaces that no path leads to.
+        for name in ("suite", "suite.inner"):
+            spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = ["elsewhere/" + name.replace(".", "/")]
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+        name = "suite.inner.test_it"
+        spec = importlib.util.spec_from_file_location(name, "elsewhere/suite/inner/test_it.py")
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert not any(map(_byvalue._importable, ("suite", "suite.inner", "suite.inner.test_it")))
+        hidden = _pickle.dumps(module.H(), 5)
+        assert b"__main__" not in hidden and not _byvalue.plain_pickles_suffice(hidden)
+        assert _byvalue.plain_pickles_suffice(_pickle.dumps((plain.P(), "test_it"), 5))
+        assert w(lambda x: x, module.H()) == module.H()
+        assert w(functools.partial(module.f, 3)) == 3
+        assert w(functools.partial(abs, -3)) == 3
+        """,
+        tmp_path,
+    )
+
+
 def test_a_definition_that_fails_to_load_can_be_tried_again(tmp_path: Path) -> None:
     main(
         """

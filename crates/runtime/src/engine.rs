@@ -8,7 +8,7 @@
 
 use crate::client::{AnswerBytes, Client, End, Loss};
 use crate::definition::Definition;
-use crate::hub::{self, ForkGuard, Member, Membership, lock};
+use crate::hub::{self, Ending, ForkGuard, Member, Membership, lock};
 use crate::items::{Block, Items};
 use crate::link::Link;
 use crate::sys::futex::{self, Scope};
@@ -142,6 +142,8 @@ struct Floor<C: Client> {
     links: BTreeMap<WorkerId, Link>,
     calls: IdMap<CallId, Held<C>>,
     membership: Option<Membership>,
+    /// The hub's end, if this executor was its last.
+    ending: Option<Arc<Ending>>,
     world: Arc<[u8]>,
     initializer: Option<Arc<Initializer>>,
     raised: Option<Vec<u8>>,
@@ -204,6 +206,7 @@ impl<C: Client> Floor<C> {
             links: BTreeMap::new(),
             calls: IdMap::default(),
             membership: None,
+            ending: None,
             world: Arc::new([]),
             initializer,
             raised: None,
@@ -510,20 +513,20 @@ impl<C: Client> Engine<C> {
         &self.drained_bell
     }
 
-    /// Whether the hub is still ending on behalf of this executor; if so, sleep on `hub_gone` while it is
-    /// zero.
+    /// Whether the hub is still ending on behalf of this executor; if so, [`Engine::wait_for_hub`].
     pub fn hub_is_ending(&self) -> bool {
-        let membership = lock(&self.state).floor.membership.clone();
-        membership.is_some_and(|m| m.is_stopping() && m.gone().load(Ordering::Acquire) == 0)
+        let state = lock(&self.state);
+        state
+            .floor
+            .ending
+            .as_ref()
+            .is_some_and(|ending| !ending.is_over())
     }
 
     /// Sleeps until the hub has ended, a signal arrives, or the time is over.
     pub fn wait_for_hub(&self, timeout: Option<std::time::Duration>) -> futex::Waited {
-        let membership = lock(&self.state).floor.membership.clone();
-        match membership {
-            Some(m) => futex::wait(m.gone(), 0, timeout, Scope::Private),
-            None => futex::Waited::Woken,
-        }
+        let ending = lock(&self.state).floor.ending.clone();
+        ending.map_or(futex::Waited::Woken, |ending| ending.wait(timeout))
     }
 
     /// Why the executor takes no more calls, if it doesn't.
@@ -608,13 +611,13 @@ impl<C: Client> Engine<C> {
         let pieces = std::mem::take(&mut state.floor.garbage_pieces);
         let to_wake = std::mem::take(&mut state.floor.threads_to_wake);
         let just_drained = std::mem::take(&mut state.floor.just_drained);
-        let membership = state.floor.membership.clone();
+        if just_drained && let Some(membership) = state.floor.membership.take() {
+            // Under the lock: who sees that the executor has drained sees whether the hub goes with it.
+            state.floor.ending = membership.leave();
+        }
         drop(state);
         self.ring_threads(to_wake);
         if just_drained {
-            if let Some(membership) = membership {
-                membership.leave();
-            }
             self.drained_bell.fetch_add(1, Ordering::Release);
             futex::wake(&self.drained_bell, u32::MAX, Scope::Private);
         }

@@ -10,7 +10,7 @@
 //! which a fork of the user's process takes first: so no lock is held, and nothing half done, in
 //! the moment of a fork (invariant 6).
 
-use crate::sys::futex::{self, Scope};
+use crate::sys::futex::{self, Scope, Waited};
 use crate::sys::process::block_all_signals;
 use crate::sys::spawn::Program;
 use crate::template::Template;
@@ -98,8 +98,7 @@ pub(crate) struct Hub {
     epoll: OwnedFd,
     bell: OwnedFd,
     inner: Mutex<Inner>,
-    /// Becomes one when the thread has ended and the template is gone.
-    gone: AtomicU32,
+    ending: Arc<Ending>,
 }
 
 #[derive(Default)]
@@ -208,25 +207,41 @@ impl Membership {
         self.hub.wake();
     }
 
-    /// Leaves. The last one to leave ends the hub.
-    pub(crate) fn leave(&self) {
+    /// Leaves. The last one to leave ends the hub, and may wait for that.
+    pub(crate) fn leave(self) -> Option<Arc<Ending>> {
         let mut inner = lock(&self.hub.inner);
         inner.members.remove(&self.id);
-        if inner.members.is_empty() {
-            inner.stopping = true;
-        }
+        inner.stopping = inner.members.is_empty();
+        let last = inner.stopping;
         drop(inner);
         self.hub.wake();
+        last.then(|| self.hub.ending.clone())
+    }
+}
+
+/// The end of a hub, for whoever waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct Ending {
+    /// Becomes one when the template is gone and every descriptor closed.
+    gone: AtomicU32,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Ending {
+    pub(crate) fn is_over(&self) -> bool {
+        self.gone.load(Ordering::Acquire) != 0
     }
 
-    /// The word that becomes one when the hub has ended; zero for ever while it has members.
-    pub(crate) fn gone(&self) -> &AtomicU32 {
-        &self.hub.gone
-    }
-
-    /// Whether the hub is ending or has ended.
-    pub(crate) fn is_stopping(&self) -> bool {
-        lock(&self.hub.inner).stopping
+    /// Sleeps until it is over, a signal arrives, or the time is over.
+    pub(crate) fn wait(&self, timeout: Option<std::time::Duration>) -> Waited {
+        let waited = futex::wait(&self.gone, 0, timeout, Scope::Private);
+        if self.is_over()
+            && let Some(thread) = lock(&self.thread).take()
+        {
+            // It has nothing left to do: this takes as long as a thread takes to end.
+            let _ = thread.join();
+        }
+        waited
     }
 }
 
@@ -245,13 +260,22 @@ impl Hub {
             epoll,
             bell,
             inner: Mutex::default(),
-            gone: AtomicU32::new(0),
+            ending: Arc::default(),
         });
         hub.ensure_template(&mut lock(&hub.inner))?;
         let own = hub.clone();
-        std::thread::Builder::new()
+        let serve = move || {
+            own.run();
+            let ending = own.ending.clone();
+            // Closes the descriptors, unless an executor that is about to notice holds on to them.
+            drop(own);
+            ending.gone.store(1, Ordering::Release);
+            futex::wake(&ending.gone, u32::MAX, Scope::Private);
+        };
+        let thread = std::thread::Builder::new()
             .name("rightlane-hub".into())
-            .spawn(move || own.run())?;
+            .spawn(serve)?;
+        *lock(&hub.ending.thread) = Some(thread);
         Ok(hub)
     }
 
@@ -350,8 +374,13 @@ impl Hub {
             }
         }
         self.end_template();
-        self.gone.store(1, Ordering::Release);
-        futex::wake(&self.gone, u32::MAX, Scope::Private);
+        let mut current = lock(&HUB);
+        if current
+            .as_ref()
+            .is_some_and(|hub| std::ptr::eq(&**hub, self))
+        {
+            *current = None;
+        }
     }
 
     fn hear_template(&self) {

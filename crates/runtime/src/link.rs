@@ -202,20 +202,34 @@ impl Link {
 
     /// Moves as much as fits into the ring.
     pub(crate) fn flush(&mut self) -> Result<(), Corrupt> {
-        if self.pid.is_none() || self.outbox.is_empty() {
+        if self.pid.is_none() {
             return Ok(());
         }
-        let before = self.end.tasks.published();
-        while let Some(message) = self.outbox.front_mut() {
-            match message.push_some(&mut self.end.tasks)? {
-                Progress::Done => {
-                    self.outbox.pop_front();
-                }
-                Progress::Partial => break,
+        while !self.outbox.is_empty() {
+            let before = self.end.tasks.published();
+            self.push_some()?;
+            if self.end.tasks.published() != before {
+                self.ring_doorbell();
+            }
+            if self.outbox.is_empty() {
+                break;
+            }
+            // The hub may be asleep, waiting for answers only: from now on room wakes it too. What the
+            // worker read before it could see that is room by now, so look once more.
+            self.end.prepare_sleep(Wants::EITHER);
+            if !self.has_room() {
+                break;
             }
         }
-        if self.end.tasks.published() != before {
-            self.ring_doorbell();
+        Ok(())
+    }
+
+    fn push_some(&mut self) -> Result<(), Corrupt> {
+        while let Some(message) = self.outbox.front_mut() {
+            if message.push_some(&mut self.end.tasks)? == Progress::Partial {
+                break;
+            }
+            self.outbox.pop_front();
         }
         Ok(())
     }
