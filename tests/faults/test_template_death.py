@@ -114,16 +114,16 @@ def test_none_for_threads_and_inline(start: Start) -> None:
 def test_loops_that_reap_any_child_are_tolerated(start: Start) -> None:
     """rule 23: `waitpid(-1)` in user code sees the template as a child, and may reap it when it died."""
     start("""
-        import os, signal
+        import contextlib, os, signal
         import rightlane as rl, tasks
         with rl.Executor(2, lane="process") as ex:
             template = ex.submit(os.getppid).result()
             assert os.waitpid(-1, os.WNOHANG) == (0, 0)
             os.kill(template, signal.SIGKILL)
-            try:
-                assert os.waitpid(-1, 0)[0] > 0
-            except ChildProcessError:
-                pass  # the engine reaped it first
+            # Whoever is first reaps it: this loop, or the engine, which starts another template at once.
+            while os.path.exists(f"/proc/{template}"):
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(-1, os.WNOHANG)
             assert list(ex.map(tasks.double, range(100))) == [2 * i for i in range(100)]
             assert isinstance(ex.submit(os._exit, 1).exception(), rl.WorkerLost)
             assert ex.submit(os.getppid).result() != template

@@ -118,6 +118,11 @@ impl Scheduler {
         }
     }
 
+    /// Numbers its calls on from where `other` is, so that the two are never taken for each other.
+    pub fn number_calls_after(&mut self, other: &Scheduler) {
+        self.next_call = self.next_call.max(other.next_call);
+    }
+
     /// Takes what is to be done, in order. `done` gives a vector back for its capacity.
     pub fn take_actions(&mut self, done: Vec<Action>) -> Vec<Action> {
         debug_assert!(done.is_empty());
@@ -626,6 +631,7 @@ impl Scheduler {
         let mut worker = self.workers.remove(&id).ok_or(Unexpected)?;
         self.room.remove(&(worker.pieces.len(), id));
         self.count_pieces(worker.pieces.len(), 0);
+        let claim = worker.sensible(claim);
         // A claim counts only while its item is unanswered; after the last answer it is history.
         let last_claimed = worker.pieces.iter().position(|p| {
             claim.is_some_and(|c| c.seq == p.seq && c.item >= p.answered)

@@ -149,9 +149,25 @@ impl Worker {
         }
     }
 
+    /// The worker's last word, made sense of. One that names a piece it was never sent is rubbish that it
+    /// wrote over its own word: what it was at then is the next item that it owes an answer for.
+    pub(crate) fn sensible(&self, claim: Option<Claim>) -> Option<Claim> {
+        let claim = claim?;
+        if claim.seq.0 < self.next_seq.0 {
+            return Some(claim);
+        }
+        let piece = self.pieces.iter().find(|p| !p.unanswered().is_empty())?;
+        Some(Claim {
+            seq: piece.seq,
+            item: piece.answered,
+        })
+    }
+
     /// Whether `claim` says that item `item` (counted from its start) of `piece` has been touched.
     pub(crate) fn claimed(&self, piece: &Piece, item: u32, claim: Option<Claim>) -> bool {
-        let Some(claim) = claim else { return false };
+        let Some(claim) = self.sensible(claim) else {
+            return false;
+        };
         if claim.seq == piece.seq {
             return claim.item >= item;
         }

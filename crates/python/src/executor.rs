@@ -18,7 +18,7 @@ use rightlane_runtime::{
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How the worker half reads the items of a piece.
@@ -34,7 +34,23 @@ pub(crate) mod shape {
 /// An exit of the interpreter has begun: nothing new is accepted.
 static EXITING: AtomicBool = AtomicBool::new(false);
 
-static EXECUTORS: Mutex<Vec<Weak<Executor>>> = Mutex::new(Vec::new());
+/// Every executor that is not done: accepted work is finished, whether or not anybody still holds what it was
+/// given to (rule 2).
+static EXECUTORS: Mutex<Vec<Arc<Executor>>> = Mutex::new(Vec::new());
+
+/// The executors that are not done.
+fn open_executors() -> Vec<Arc<Executor>> {
+    let (open, done) = {
+        let mut executors = lock(&EXECUTORS);
+        let all = std::mem::take(&mut *executors);
+        let (done, open): (Vec<_>, Vec<_>) = all.into_iter().partition(|e| e.engine.is_drained());
+        executors.clone_from(&open);
+        (open, done)
+    };
+    // Outside the lock: what they hold may run anything when it goes.
+    drop(done);
+    open
+}
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -218,13 +234,16 @@ impl Executor {
             let error = py
                 .import("rightlane._errors")?
                 .call_method1("BrokenExecutor", (message,))?;
-            let cause = match (&report.raised, &*lock(&self.thread_raised)) {
-                (Some(packed), _) => Some(
-                    py.import("rightlane._remote")?
-                        .call_method1("unpack", (&packed[..],))?,
-                ),
-                (None, Some(raised)) => Some(raised.bind(py).clone()),
-                (None, None) => None,
+            // Not under the lock: what was raised is unpickled here, which may run anything.
+            let raised = lock(&self.thread_raised)
+                .as_ref()
+                .map(|raised| raised.clone_ref(py));
+            let cause = match (&report.raised, raised) {
+                (Some(packed), _) => {
+                    let remote = py.import("rightlane._remote")?;
+                    Some(remote.call_method1("unpack", (&packed[..],))?)
+                }
+                (None, raised) => raised.map(|raised| raised.into_bound(py)),
             };
             error.setattr("__cause__", cause)?;
             Ok(error)
@@ -708,7 +727,6 @@ impl PyEngine {
     #[new]
     #[pyo3(signature = (max_workers, prepare, initializer, initargs, thread_name))]
     fn new(
-        py: Python<'_>,
         max_workers: u32,
         prepare: bool,
         initializer: Option<Bound<'_, PyAny>>,
@@ -732,11 +750,8 @@ impl PyEngine {
             feeds: Mutex::default(),
             closed: AtomicBool::new(false),
         });
-        let mut executors = lock(&EXECUTORS);
-        executors.retain(|known| known.strong_count() > 0);
-        executors.push(Arc::downgrade(&executor));
-        drop(executors);
-        let _ = py;
+        open_executors();
+        lock(&EXECUTORS).push(executor.clone());
         Ok(PyEngine { executor })
     }
 
@@ -808,19 +823,18 @@ impl PyEngine {
         loop {
             let seen = engine.drained_bell().load(Ordering::SeqCst);
             let drained = engine.is_drained();
-            if drained && !engine.hub_is_ending() {
+            let ending = engine.hub_ending();
+            if drained && ending.is_none() {
                 return Ok(true);
             }
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
                 return Ok(false);
             }
-            let waited = py.detach(|| {
-                if drained {
-                    engine.wait_for_hub(left)
-                } else {
-                    futex::wait(engine.drained_bell(), seen, left, Scope::Private)
-                }
+            let bell = engine.drained_bell();
+            let waited = py.detach(|| match ending {
+                Some(ending) => ending.wait(left),
+                None => futex::wait(bell, seen, left, Scope::Private),
             });
             if waited == Waited::Interrupted {
                 py.check_signals()?;
@@ -888,21 +902,16 @@ fn remote_initializer(
 #[pyfunction]
 pub(crate) fn begin_exit(py: Python<'_>) -> PyResult<Vec<Py<PyEngine>>> {
     EXITING.store(true, Ordering::Relaxed);
-    let executors: Vec<_> = lock(&EXECUTORS).iter().filter_map(Weak::upgrade).collect();
-    let open = executors
-        .into_iter()
-        .filter(|executor| !executor.engine.is_drained());
-    open.map(|executor| Py::new(py, PyEngine { executor }))
+    let engines = open_executors().into_iter();
+    engines
+        .map(|executor| Py::new(py, PyEngine { executor }))
         .collect()
 }
 
 /// Whether any executor is not done yet.
 #[pyfunction]
 pub(crate) fn any_open() -> bool {
-    let executors: Vec<_> = lock(&EXECUTORS).iter().filter_map(Weak::upgrade).collect();
-    executors
-        .iter()
-        .any(|executor| !executor.engine.is_drained())
+    !open_executors().is_empty()
 }
 
 thread_local! {
@@ -927,7 +936,7 @@ pub(crate) fn after_fork_in_parent() {
 #[pyfunction]
 pub(crate) fn after_fork_in_child() {
     let Some(guard) = FORKING.take() else { return };
-    let executors: Vec<_> = lock(&EXECUTORS).iter().filter_map(Weak::upgrade).collect();
+    let executors = lock(&EXECUTORS).clone();
     for executor in executors {
         lock(&executor.feeds).clear();
         lock(&executor.threads).clear();

@@ -54,7 +54,7 @@ fn cpu_budget() -> (u32, Option<f64>, u32) {
 }
 
 /// The compiled half of Rightlane; `rightlane._native` alone imports it.
-#[pymodule]
+#[pymodule(gil_used = true)]
 mod _core {
     use pyo3::prelude::*;
 

@@ -166,9 +166,21 @@ impl MapState {
     fn cancel_last(&self, count: u64) {
         let mut kept = lock(&self.kept);
         kept.ended += count;
-        let from = kept.entries.len().saturating_sub(count as usize);
-        for entry in kept.entries.range_mut(from..) {
-            *entry = Entry::Raw(Raw::Cancelled);
+        let Kept {
+            entries,
+            aside,
+            first,
+            ..
+        } = &mut *kept;
+        let mut left = count;
+        for (index, entry) in entries.iter_mut().enumerate().rev() {
+            if left == 0 {
+                break;
+            }
+            if aside.binary_search(&(*first + index as u64)).is_err() {
+                *entry = Entry::Raw(Raw::Cancelled);
+                left -= 1;
+            }
         }
         drop(kept);
         self.ring();
@@ -570,7 +582,9 @@ impl Feed {
     fn end(&self, with: Option<Py<PyAny>>) {
         lock(&self.ended).get_or_insert(with);
         self.exhausted.store(true, Ordering::SeqCst);
-        if let Some(call) = *lock(&self.call) {
+        // Copied out first: ending a call may run finalizers of the user's.
+        let call = *lock(&self.call);
+        if let Some(call) = call {
             self.executor.engine.close_call(call);
         }
         self.executor.remove_feed(self);
@@ -580,7 +594,8 @@ impl Feed {
     /// The executor ends what is not begun.
     pub(crate) fn cut_off(&self) {
         self.end(None);
-        drop(lock(&self.source).take());
+        let source = lock(&self.source).take();
+        drop(source);
     }
 
     /// The executor takes no more: a map with a window of its own ends where it is, with an error.
@@ -625,10 +640,12 @@ impl Feed {
     /// Cancels what is not begun.
     fn cancel(&self) {
         self.end(None);
-        if let Some(call) = *lock(&self.call) {
+        let call = *lock(&self.call);
+        if let Some(call) = call {
             self.executor.engine.abandon(call);
         }
-        drop(lock(&self.source).take());
+        let source = lock(&self.source).take();
+        drop(source);
         self.state.discard();
     }
 }

@@ -156,8 +156,9 @@ struct Floor<C: Client> {
     threads: VecDeque<ThreadPiece<C>>,
     live_threads: u32,
     idle_threads: u32,
-    /// Items of calls in the thread lane that have not ended: there are never more threads than these.
+    /// Calls and items of the thread lane that have not ended: there are never more threads than items.
     open_thread_calls: u64,
+    open_thread_items: u64,
 
     /// News made while acting on decisions.
     faults: Vec<Event>,
@@ -218,6 +219,7 @@ impl<C: Client> Floor<C> {
             live_threads: 0,
             idle_threads: 0,
             open_thread_calls: 0,
+            open_thread_items: 0,
             faults: Vec::new(),
             garbage: Vec::new(),
             garbage_pieces: Vec::new(),
@@ -302,6 +304,7 @@ impl<C: Client> Engine<C> {
         self.with(|engine, state| {
             let id = engine.accept(state, Lane::Thread, count, Body::Local(local), ticket, plan)?;
             state.floor.open_thread_calls += 1;
+            state.floor.open_thread_items += count;
             Ok(id)
         })
     }
@@ -354,6 +357,7 @@ impl<C: Client> Engine<C> {
         self.with(|_, state| {
             let open = state.floor.calls.contains_key(&call);
             if open {
+                state.floor.open_thread_items += count;
                 state.scheduler.extend(call, count);
             }
             open
@@ -418,7 +422,7 @@ impl<C: Client> Engine<C> {
     pub fn wants_thread(&self) -> bool {
         let floor = &mut lock(&self.state).floor;
         let useful = floor
-            .open_thread_calls
+            .open_thread_items
             .min(u64::from(self.config.max_slots));
         let wanted = u64::from(floor.live_threads) < useful
             && floor.idle_threads < floor.threads.len().max(1) as u32;
@@ -513,20 +517,14 @@ impl<C: Client> Engine<C> {
         &self.drained_bell
     }
 
-    /// Whether the hub is still ending on behalf of this executor; if so, [`Engine::wait_for_hub`].
-    pub fn hub_is_ending(&self) -> bool {
+    /// The end of the hub, if it ends on behalf of this executor and has not yet.
+    pub fn hub_ending(&self) -> Option<Arc<Ending>> {
         let state = lock(&self.state);
         state
             .floor
             .ending
-            .as_ref()
-            .is_some_and(|ending| !ending.is_over())
-    }
-
-    /// Sleeps until the hub has ended, a signal arrives, or the time is over.
-    pub fn wait_for_hub(&self, timeout: Option<std::time::Duration>) -> futex::Waited {
-        let ending = lock(&self.state).floor.ending.clone();
-        ending.map_or(futex::Waited::Woken, |ending| ending.wait(timeout))
+            .clone()
+            .filter(|ending| !ending.is_over())
     }
 
     /// Why the executor takes no more calls, if it doesn't.
@@ -580,6 +578,8 @@ impl<C: Client> Engine<C> {
                 scheduler: Scheduler::new(self.config.clone()),
                 floor,
             };
+            // Futures and maps from before the fork must not be taken for new ones.
+            fresh.scheduler.number_calls_after(&state.scheduler);
             if !was_open {
                 fresh.scheduler.close(crate::sys::now());
                 fresh.floor.drained = true;
@@ -659,6 +659,7 @@ impl<C: Client> State<C> {
     }
 
     fn thread_piece_done(&mut self, done: &ThreadDone) {
+        self.floor.open_thread_items -= u64::from(done.ran);
         for _ in 0..done.ran {
             self.scheduler.thread_answered(done.call);
         }
@@ -756,6 +757,13 @@ impl<C: Client> State<C> {
             }
             Action::Terminate(worker) => {
                 if let Some(link) = floor.links.get_mut(&worker) {
+                    let pid = link.pid.unwrap_or(0);
+                    let text = format!(
+                        "rightlane: worker {pid} has not ended {} s after it was asked to, and is \
+                         stopped before its exit handlers have finished\n",
+                        rightlane_core::RETIRE_NS / 1_000_000_000
+                    );
+                    let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
                     link.kill(Signal::TERM);
                 }
             }
@@ -798,8 +806,9 @@ impl<C: Client> State<C> {
                     };
                     engine.client.settle(&held.ticket, item, end);
                 }
-                if let Body::Remote { items: kept, .. } = &mut held.body {
-                    kept.ended(items);
+                match &mut held.body {
+                    Body::Remote { items: kept, .. } => kept.ended(items),
+                    Body::Local(_) => floor.open_thread_items -= items.end - items.start,
                 }
             }
             Action::CallDone(call) => {
@@ -1042,11 +1051,12 @@ impl<C: Client> Member for Engine<C> {
         if !fit {
             state.floor.spawn_error = Some("the template process ended before it was ready".into());
         }
-        for worker in unborn {
+        for (at, worker) in unborn.into_iter().enumerate() {
             if let Some(link) = state.floor.links.get_mut(&worker) {
                 link.stillborn();
             }
-            let event = if fit {
+            // One template that did not get ready is one failed boot, however many workers waited for it.
+            let event = if fit || at > 0 {
                 Event::Unborn(worker)
             } else {
                 Event::SpawnFailed(worker)

@@ -56,7 +56,15 @@ static HUB: Mutex<Option<Arc<Hub>>> = Mutex::new(None);
 static PROGRAM: Mutex<Option<Program>> = Mutex::new(None);
 
 /// Whether templates run `site` after they have started.
-static WANTS_SITE: Mutex<bool> = Mutex::new(false);
+static SITE: Mutex<Site> = Mutex::new(Site::Unneeded);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Site {
+    Unneeded,
+    Wanted,
+    /// It made a template unfit to be forked: never again (rule 19).
+    Harmful,
+}
 
 const BELL: u64 = 0;
 const TEMPLATE_SOCKET: u64 = 1;
@@ -83,13 +91,18 @@ pub fn has_program() -> bool {
 
 /// From now on templates run `site`; a running one does so at once.
 pub fn want_site() {
-    if !std::mem::replace(&mut *lock(&WANTS_SITE), true) {
-        let hub = lock(&HUB).clone();
-        if let Some(hub) = hub
-            && let Some(template) = &mut lock(&hub.inner).template
-        {
-            template.send(ToTemplate::RunSite, &[]);
+    {
+        let mut site = lock(&SITE);
+        if *site != Site::Unneeded {
+            return;
         }
+        *site = Site::Wanted;
+    }
+    let hub = lock(&HUB).clone();
+    if let Some(hub) = hub
+        && let Some(template) = &mut lock(&hub.inner).template
+    {
+        template.send(ToTemplate::RunSite, &[]);
     }
 }
 
@@ -221,19 +234,20 @@ impl Membership {
 
 /// The end of a hub, for whoever waits for it.
 #[derive(Debug, Default)]
-pub(crate) struct Ending {
+pub struct Ending {
     /// Becomes one when the template is gone and every descriptor closed.
     gone: AtomicU32,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 impl Ending {
-    pub(crate) fn is_over(&self) -> bool {
+    /// Whether it is over.
+    pub fn is_over(&self) -> bool {
         self.gone.load(Ordering::Acquire) != 0
     }
 
     /// Sleeps until it is over, a signal arrives, or the time is over.
-    pub(crate) fn wait(&self, timeout: Option<std::time::Duration>) -> Waited {
+    pub fn wait(&self, timeout: Option<std::time::Duration>) -> Waited {
         let waited = futex::wait(&self.gone, 0, timeout, Scope::Private);
         if self.is_over()
             && let Some(thread) = lock(&self.thread).take()
@@ -299,7 +313,7 @@ impl Hub {
         )?;
         let once = EventFlags::IN | EventFlags::ONESHOT;
         epoll::add(&self.epoll, pidfd, EventData::new_u64(TEMPLATE_ENDED), once)?;
-        if *lock(&WANTS_SITE) {
+        if *lock(&SITE) == Site::Wanted {
             template.send(ToTemplate::RunSite, &[]);
         }
         inner.template = Some(template);
@@ -374,6 +388,7 @@ impl Hub {
             }
         }
         self.end_template();
+        let _gate = lock(&GATE);
         let mut current = lock(&HUB);
         if current
             .as_ref()
@@ -425,7 +440,7 @@ impl Hub {
                 }
                 (FromTemplate::Spoiled, _) => {
                     // Workers run `site` themselves where they need it; a fresh template does without.
-                    *lock(&WANTS_SITE) = false;
+                    *lock(&SITE) = Site::Harmful;
                     if let Some(template) = &lock(&self.inner).template {
                         template.kill();
                     }
@@ -493,9 +508,11 @@ impl Hub {
 
     /// Asks the template to end and sees to it.
     fn end_template(&self) {
-        let Some(mut template) = lock(&self.inner).template.take() else {
-            return;
+        let template = {
+            let _gate = lock(&GATE);
+            lock(&self.inner).template.take()
         };
+        let Some(mut template) = template else { return };
         template.send(ToTemplate::Quit, &[]);
         let mut fds = [rustix::event::PollFd::new(
             &template.pidfd,

@@ -32,6 +32,6 @@ pub use engine::{
     BreakageReport, Engine, Initializer, Plan, Remote, SubmitError, ThreadDone, ThreadNext,
     ThreadPiece, forked_child,
 };
-pub use hub::{ForkGuard, before_fork, has_program, set_program, want_site};
+pub use hub::{Ending, ForkGuard, before_fork, has_program, set_program, want_site};
 pub use items::Block;
 pub use rightlane_core::{Breakage, CallId, Exit, Refused};

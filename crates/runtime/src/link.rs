@@ -298,10 +298,15 @@ impl Link {
     /// The claim word holds the low half of a piece's number; the rest follows from the last one sent,
     /// because a worker never holds pieces that are four billion apart.
     fn read_claim(&self, claim: rightlane_ring::Claim) -> Option<Claim> {
-        let (low, item) = claim.parts()?;
-        let back = (self.last_seq as u32).wrapping_sub(low);
+        if claim == rightlane_ring::Claim::NOTHING {
+            return None;
+        }
+        let (low, item) = claim.parts().unwrap_or((u32::MAX, 0));
+        let back = u64::from((self.last_seq as u32).wrapping_sub(low));
+        // Further back than there were pieces: not a claim but rubbish, and the scheduler is told so.
+        let seq = self.last_seq.checked_sub(back).unwrap_or(u64::MAX);
         Some(Claim {
-            seq: PieceSeq(self.last_seq.checked_sub(u64::from(back))?),
+            seq: PieceSeq(seq),
             item,
         })
     }
