@@ -141,7 +141,7 @@ def test_a_loop_that_closed_meanwhile_disturbs_nobody(busy: rl.Executor, gate: G
     async def _await(future: rl.Future[object]) -> object:
         return await future
 
-    asyncio.run(give_up(held[0]))  # type: ignore[arg-type]
+    asyncio.run(give_up(held[0]))
     gate.open()
     calls: list[int] = []
     held[1].add_done_callback(lambda f: calls.append(1))
@@ -163,7 +163,7 @@ def test_blocking_callers_and_loops_share_a_future(make: Callable[..., rl.Execut
 
     async def main() -> object:
         asyncio.get_running_loop().call_soon(gate.open)
-        return await held  # type: ignore[misc]
+        return await held
 
     assert asyncio.run(main()) == "busy0"
     thread.join(60)

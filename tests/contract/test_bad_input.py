@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_what_cannot_be_called(ex: rl.Executor, thing: Any) -> None:
     with pytest.raises(TypeError, match="callable"):
         ex.map(thing, [1])
     with pytest.raises(TypeError, match="initializer"):
-        rl.Executor(1, initializer=0 if thing is None else thing)
+        rl.Executor(1, initializer=thing or cast(Any, 0))
 
 
 def test_a_common_slip_is_recognised(ex: rl.Executor) -> None:

@@ -46,7 +46,7 @@ def test_options_of_options_and_none(ex: rl.Executor, lane: Lane) -> None:
     "lanes", [("process",), ("thread",), ("auto",), ("process", "thread", "auto")], ids="+".join
 )
 def test_max_workers_is_a_hard_cap_over_all_lanes(
-    make: Callable[..., rl.Executor], tmp_path: Path, lanes: tuple[str, ...]
+    make: Callable[..., rl.Executor], tmp_path: Path, lanes: tuple[Lane, ...]
 ) -> None:
     """rule 4: people protect a server with it; never more started, unfinished tasks than asked for."""
     log = str(tmp_path / "log")

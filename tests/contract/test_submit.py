@@ -13,6 +13,7 @@ import pytest
 
 import rightlane as rl
 import tasks
+from support import Lane
 
 
 def test_it_is_a_real_executor_and_makes_real_futures(ex: rl.Executor) -> None:
@@ -197,5 +198,5 @@ def test_bottomless_recursion_is_an_exception(busy: rl.Executor) -> None:
 
 
 @pytest.mark.parametrize("inner", ["process", "thread"])
-def test_a_task_may_have_an_executor_of_its_own(busy: rl.Executor, inner: str) -> None:
+def test_a_task_may_have_an_executor_of_its_own(busy: rl.Executor, inner: Lane) -> None:
     assert busy.submit(tasks.nested, inner).result() == [0, 2, 4, 6, 8]

@@ -205,20 +205,21 @@ impl Link {
         if self.pid.is_none() {
             return Ok(());
         }
+        let mut announced = false;
         while !self.outbox.is_empty() {
             let before = self.end.tasks.published();
             self.push_some()?;
-            if self.end.tasks.published() != before {
+            let progress = self.end.tasks.published() != before;
+            if progress {
                 self.ring_doorbell();
-            }
-            if self.outbox.is_empty() {
+            } else if announced {
                 break;
             }
-            // The hub may be asleep, waiting for answers only: from now on room wakes it too. What the
-            // worker read before it could see that is room by now, so look once more.
-            self.end.prepare_sleep(Wants::EITHER);
-            if !self.has_room() {
-                break;
+            if !self.outbox.is_empty() {
+                // The hub may be asleep, waiting for answers only: from now on room wakes it too. What
+                // the worker read before it could see that is room by now, so try once more.
+                self.end.prepare_sleep(Wants::EITHER);
+                announced = true;
             }
         }
         Ok(())
@@ -259,23 +260,12 @@ impl Link {
         Ok(())
     }
 
-    /// Announces that the engine is about to sleep. True if there is something to do first.
+    /// Announces that the engine is about to sleep. True if there is something to read first.
     pub(crate) fn prepare_sleep(&mut self) -> bool {
-        self.end.prepare_sleep(if self.outbox.is_empty() {
-            Wants::MESSAGES
-        } else {
-            Wants::EITHER
-        });
-        self.end.has_answers() || (!self.outbox.is_empty() && self.has_room())
-    }
-
-    fn has_room(&mut self) -> bool {
-        self.pid.is_some()
-            && self
-                .end
-                .tasks
-                .free_bytes()
-                .is_ok_and(|free| free >= RING_BYTES / 4)
+        self.end.prepare_sleep(Wants::MESSAGES);
+        // Announces that room is wanted as well, if it is. A corrupt ring shows when it is read.
+        let _ = self.flush();
+        self.end.has_answers()
     }
 
     pub(crate) fn awake(&self) {

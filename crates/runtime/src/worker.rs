@@ -89,6 +89,8 @@ pub struct Desk {
     /// The head of a piece whose items come as the next message.
     announced: Option<PieceHead>,
     last_wake_ns: u64,
+    /// How far the engine had read before the last attempt to write.
+    read_then: u64,
 }
 
 impl Desk {
@@ -110,6 +112,7 @@ impl Desk {
             assembler: Assembler::new(usize::MAX),
             announced: None,
             last_wake_ns: 0,
+            read_then: 0,
         })
     }
 
@@ -177,13 +180,14 @@ impl Desk {
     }
 
     fn wait_for(&mut self, wants: Wants) -> Waited {
+        let read_then = self.read_then;
         let there = |end: &mut WorkerEnd| match wants {
             Wants::MESSAGES => !end.tasks.is_empty(),
             // A corrupt position ends the wait as well; pushing says so.
             _ => end
                 .answers
-                .free_bytes()
-                .map_or(true, |free| free >= end.answers.max_bytes() / 8),
+                .consumed()
+                .map_or(true, |read| read != read_then),
         };
         let begun = crate::sys::now();
         for round in 0_u32.. {
@@ -251,7 +255,7 @@ impl Desk {
     /// Publishes as much of an answer as there is room for; false: wait with [`Desk::wait_for_room`] and go
     /// on.
     pub fn publish(&mut self, answer: &mut Answer<'_>, now_ns: u64) -> Result<bool, WorkerError> {
-        let done = answer.outgoing.push_some(&mut self.end.answers)? == Progress::Done;
+        let done = self.push_some(&mut answer.outgoing)?;
         // Stored as it ends, without a wake: the engine acts when the piece is done, when the ring
         // needs emptying, or once in a while for whoever waits for the first of many.
         let due = now_ns.saturating_sub(self.last_wake_ns) >= WAKE_EVERY_NS;
@@ -262,6 +266,16 @@ impl Desk {
             self.signal_engine();
         }
         Ok(done)
+    }
+
+    /// True when all of it is published.
+    fn push_some<B: AsRef<[u8]>>(
+        &mut self,
+        outgoing: &mut Outgoing<B>,
+    ) -> Result<bool, WorkerError> {
+        // Before the attempt: whatever the engine reads from here on may make the room that is missing.
+        self.read_then = self.end.answers.consumed()?;
+        Ok(outgoing.push_some(&mut self.end.answers)? == Progress::Done)
     }
 
     fn is_filling(&mut self) -> bool {
@@ -309,7 +323,7 @@ impl Desk {
     /// For messages between tasks: waits for room, if need be, without minding signals.
     fn tell(&mut self, tag: u32, bytes: &[u8]) -> Result<(), WorkerError> {
         let mut outgoing = Outgoing::new(tag, bytes);
-        while outgoing.push_some(&mut self.end.answers)? == Progress::Partial {
+        while !self.push_some(&mut outgoing)? {
             if self.end.parent_must_be_woken(Wants::MESSAGES) {
                 self.signal_engine();
             }
