@@ -512,15 +512,18 @@ pub(crate) fn write_item(value: &Bound<'_, PyAny>, name: &str, block: &mut Block
     }
     let py = value.py();
     let byvalue = py.import(intern!(py, "rightlane._byvalue"))?;
-    let suffices = byvalue
-        .call_method0(intern!(py, "plain_pickles_suffice"))?
-        .is_truthy()?;
-    let plain = if suffices {
-        codec::plain_pickle(value).ok()
-    } else {
-        None
+    // A pickle that names what a worker can't import won't do.
+    let suffices = |pickle: &Bound<'_, PyBytes>| {
+        let asked = byvalue.call_method1(intern!(py, "plain_pickles_suffice"), (pickle,));
+        asked.and_then(|answer| answer.is_truthy())
     };
-    let pickle = match plain.filter(|pickle| !codec::mentions_main(pickle.as_bytes())) {
+    let plain = match codec::plain_pickle(value) {
+        Ok(pickle) if !codec::mentions_main(pickle.as_bytes()) && suffices(&pickle)? => {
+            Some(pickle)
+        }
+        _ => None,
+    };
+    let pickle = match plain {
         Some(pickle) => pickle,
         None => {
             let dumped = byvalue.call_method1(intern!(py, "dumps"), (value, name))?;
@@ -609,14 +612,14 @@ impl LaneThread {
     fn __call__(&self, py: Python<'_>) {
         let executor = &self.executor;
         let engine = &executor.engine;
-        if let Some((initializer, args)) = &executor.thread_initializer {
-            if let Err(error) = initializer.call1(py, args) {
-                log_initializer(py, &error);
-                *lock(&executor.thread_raised) = Some(error.into_value(py).into_any());
-                engine.thread_initializer_raised();
-                engine.thread_ended();
-                return;
-            }
+        if let Some((initializer, args)) = &executor.thread_initializer
+            && let Err(error) = initializer.call1(py, args)
+        {
+            log_initializer(py, &error);
+            *lock(&executor.thread_raised) = Some(error.into_value(py).into_any());
+            engine.thread_initializer_raised();
+            engine.thread_ended();
+            return;
         }
         let mut done = None;
         loop {

@@ -283,10 +283,10 @@ impl Slot {
                 break Ok(false);
             }
             let waited = py.detach(|| futex::wait(&self.bell, seen, left, Scope::Private));
-            if waited == Waited::Interrupted {
-                if let Err(error) = py.check_signals() {
-                    break Err(error);
-                }
+            if waited == Waited::Interrupted
+                && let Err(error) = py.check_signals()
+            {
+                break Err(error);
             }
         };
         self.waiting.fetch_sub(1, Ordering::SeqCst);

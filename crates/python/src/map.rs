@@ -21,7 +21,7 @@ use pyo3::types::PyTuple;
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{Block, CallId, Definition, End, Plan, Remote};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -262,10 +262,10 @@ impl MapState {
                 break Ok(false);
             }
             let waited = py.detach(|| futex::wait(&self.bell, seen, left, Scope::Private));
-            if waited == Waited::Interrupted {
-                if let Err(error) = py.check_signals() {
-                    break Err(error);
-                }
+            if waited == Waited::Interrupted
+                && let Err(error) = py.check_signals()
+            {
+                break Err(error);
             }
         };
         self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -498,6 +498,8 @@ pub(crate) struct Feed {
     /// Taken out by whoever reads: the user's iterator may run anything, and no lock is held meanwhile.
     source: Mutex<Option<Source>>,
     call: Mutex<Option<CallId>>,
+    /// Items read that have no place among the results yet; the source counts them, and may be taken out.
+    unadded: AtomicUsize,
     /// How the reading ended, if it did: with the input's own exception, or well.
     ended: Mutex<Option<Option<Py<PyAny>>>>,
     exhausted: AtomicBool,
@@ -513,6 +515,11 @@ impl Feed {
     /// Whether `shutdown(wait=True)` is to read it to its end.
     pub(crate) fn is_open_ended(&self) -> bool {
         self.open_ended && !self.is_exhausted()
+    }
+
+    /// Items read and not taken for yielding.
+    fn held(&self) -> usize {
+        self.state.unyielded() as usize + self.unadded.load(Ordering::SeqCst)
     }
 
     fn is_exhausted(&self) -> bool {
@@ -550,7 +557,7 @@ impl Feed {
         }
         match outcome {
             Ok(None) => {
-                *lock(&self.source) = Some(source);
+                self.put_back(source);
                 Ok(())
             }
             Ok(Some(end)) => {
@@ -564,6 +571,12 @@ impl Feed {
         }
     }
 
+    fn put_back(&self, source: Source) {
+        self.unadded
+            .store(source.unadded as usize, Ordering::SeqCst);
+        *lock(&self.source) = Some(source);
+    }
+
     /// Hands everything read to the engine, because somebody is about to wait for it.
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
         let Some(mut source) = lock(&self.source).take() else {
@@ -574,12 +587,13 @@ impl Feed {
         } else {
             Ok(())
         };
-        *lock(&self.source) = Some(source);
+        self.put_back(source);
         flushed
     }
 
     /// Nothing more will be read.
     fn end(&self, with: Option<Py<PyAny>>) {
+        self.unadded.store(0, Ordering::SeqCst);
         lock(&self.ended).get_or_insert(with);
         self.exhausted.store(true, Ordering::SeqCst);
         // Copied out first: ending a call may run finalizers of the user's.
@@ -708,6 +722,7 @@ impl MapResults {
             executor: executor.clone(),
             source: Mutex::new(Some(source)),
             call: Mutex::new(None),
+            unadded: AtomicUsize::new(0),
             ended: Mutex::new(None),
             exhausted: AtomicBool::new(false),
             open_ended: window.is_none(),
@@ -751,17 +766,19 @@ impl MapResults {
 
     fn next(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         // The usual case first: everything is read, and the next result is here.
-        if !self.ready.is_empty() && self.feed.is_exhausted() {
-            if let Some(entry) = self.ready.pop_front() {
-                return self.open(py, entry).map(Some);
-            }
+        if !self.ready.is_empty()
+            && self.feed.is_exhausted()
+            && let Some(entry) = self.ready.pop_front()
+        {
+            return self.open(py, entry).map(Some);
         }
         let feed = self.feed.clone();
         let state = &feed.state;
         loop {
             if let Some(entry) = self.ready.pop_front() {
                 if !feed.is_exhausted() {
-                    let held = state.unyielded() as usize + self.ready.len();
+                    // The one in hand is not yielded yet.
+                    let held = feed.held() + self.ready.len() + 1;
                     feed.read(py, self.window.saturating_sub(held).min(64))?;
                 }
                 return self.open(py, entry).map(Some);
@@ -784,7 +801,7 @@ impl MapResults {
                     _ => Ok(None),
                 };
             }
-            let room = self.window.saturating_sub(state.unyielded() as usize);
+            let room = self.window.saturating_sub(feed.held());
             if !feed.is_exhausted() && room > 0 && lock(&feed.source).is_some() {
                 feed.read(py, room)?;
                 feed.flush(py)?;

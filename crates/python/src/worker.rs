@@ -379,10 +379,10 @@ impl<'py> Worker<'py> {
 
     fn tell_notices(&mut self) {
         // Almost always None.
-        if let Ok(notice) = self.hooks.take_notices.call0() {
-            if let Ok(bytes) = notice.extract::<Vec<u8>>() {
-                let _ = self.desk.notice(&bytes);
-            }
+        if let Ok(notice) = self.hooks.take_notices.call0()
+            && let Ok(bytes) = notice.extract::<Vec<u8>>()
+        {
+            let _ = self.desk.notice(&bytes);
         }
     }
 }

@@ -773,10 +773,10 @@ impl<C: Client> State<C> {
                 }
             }
             Action::Drop(worker) => {
-                if let Some(link) = floor.links.remove(&worker) {
-                    if let Some(membership) = &floor.membership {
-                        membership.forget(link.pid, link.signal.as_fd());
-                    }
+                if let Some(link) = floor.links.remove(&worker)
+                    && let Some(membership) = &floor.membership
+                {
+                    membership.forget(link.pid, link.signal.as_fd());
                 }
             }
             Action::Settle {

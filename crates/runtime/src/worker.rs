@@ -184,10 +184,7 @@ impl Desk {
         let there = |end: &mut WorkerEnd| match wants {
             Wants::MESSAGES => !end.tasks.is_empty(),
             // A corrupt position ends the wait as well; pushing says so.
-            _ => end
-                .answers
-                .consumed()
-                .map_or(true, |read| read != read_then),
+            _ => end.answers.consumed() != Ok(read_then),
         };
         let begun = crate::sys::now();
         for round in 0_u32.. {
@@ -248,7 +245,7 @@ impl Desk {
         Answer {
             outgoing: Outgoing::new(tag, bytes),
             last: busy_ns.is_some(),
-            looks_at_room: item % 64 == 0,
+            looks_at_room: item.is_multiple_of(64),
         }
     }
 
