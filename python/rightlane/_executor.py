@@ -9,7 +9,9 @@ import threading
 from concurrent.futures import thread as _thread_pool
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
-from rightlane import _native
+# Imported here, with the user's own import, and not by the first call in some thread: a fork of the process in the
+# middle of an import would leave the child waiting for it.
+from rightlane import _byvalue, _future, _native, _world
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -308,8 +310,6 @@ def _prepare_template() -> None:
             'use Executor(lane="thread"); `rightlane doctor` shows what works here'
         )
     if not _prepared:
-        from rightlane import _world
-
         argv, environment = _world.template_command()
         home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         code = f"import sys; sys.path.insert(0, {home!r}); from rightlane import _template; _template.main()"
@@ -357,7 +357,7 @@ def _name_open_tasks(engine: _native.Engine) -> None:
 
 # Registered after the standard library's own hook, hence run before it: lane threads may use its pools
 # until they end.
-assert _thread_pool is not None
+assert _thread_pool is not None and _byvalue is not None and _future is not None
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
 os.register_at_fork(
     before=_native.before_fork,

@@ -4,9 +4,9 @@
 //! Exact types only: a subclass has a meaning that only its own pickling knows. Strings that no UTF-8 can
 //! hold (lone surrogates) and integers beyond 64 bits are left to the pickler as well.
 
+use crate::cached::Cached;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyString, PyTuple};
 
 const NONE: u8 = b'N';
@@ -143,28 +143,20 @@ fn garbled() -> PyErr {
     PyValueError::new_err("a message between processes is garbled")
 }
 
-fn pickle_function<'py>(
-    py: Python<'py>,
-    name: &str,
-    cell: &'static PyOnceLock<Py<PyAny>>,
-) -> PyResult<&'py Py<PyAny>> {
-    cell.get_or_try_init(py, || Ok(py.import("_pickle")?.getattr(name)?.unbind()))
-}
-
 /// CPython's own pickler, protocol 5.
 pub(crate) fn plain_pickle<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
-    static DUMPS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let py = value.py();
-    let dumps = pickle_function(py, "dumps", &DUMPS)?;
-    Ok(dumps.bind(py).call1((value, 5))?.cast_into::<PyBytes>()?)
+    static DUMPS: Cached = Cached::new("_pickle", "dumps");
+    Ok(DUMPS
+        .get(value.py())?
+        .call1((value, 5))?
+        .cast_into::<PyBytes>()?)
 }
 
 fn unpickle<'py>(py: Python<'py>, pickle: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-    static LOADS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let loads = pickle_function(py, "loads", &LOADS)?;
+    static LOADS: Cached = Cached::new("_pickle", "loads");
     // A view would do, but the limited API before 3.11 has none over foreign memory, and the pickler copies
     // what it keeps: for large pickles this is one more copy, until they travel out of band.
-    loads.bind(py).call1((PyBytes::new(py, pickle),))
+    LOADS.get(py)?.call1((PyBytes::new(py, pickle),))
 }
 
 /// Whether a pickle may name something of `__main__`, which is another module in a worker.

@@ -1,5 +1,6 @@
 //! One executor for Python: turns calls into work for the engine, and runs the lane threads.
 
+use crate::cached::Cached;
 use crate::codec;
 use crate::definition::PyDefinition;
 use crate::future::{FutureCore, Slot, function_name};
@@ -8,8 +9,7 @@ use crate::raw::{describe, serialization_error};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{
     Block, Breakage, CallId, Definition, End, Engine, Initializer, Plan, Refused, Remote,
@@ -478,30 +478,18 @@ pub(crate) fn local_call(
 }
 
 fn new_future(py: Python<'_>) -> PyResult<(Py<PyAny>, Arc<Slot>)> {
-    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    static NEW: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let class = CLASS.get_or_try_init(py, || -> PyResult<_> {
-        Ok(py
-            .import("rightlane._future")?
-            .getattr("Future")?
-            .cast_into::<PyType>()?
-            .unbind())
-    })?;
+    static CLASS: Cached = Cached::new("rightlane._future", "Future");
+    let class = CLASS.get(py)?;
     // By `__new__`, so that the standard class's `__init__`, which makes a condition, does not run.
-    let new = NEW.get_or_try_init(py, || class.bind(py).getattr("__new__").map(Bound::unbind))?;
-    let future = new.bind(py).call1((class,))?;
+    let future = class.call_method1(intern!(py, "__new__"), (class,))?;
     let slot = future.cast::<FutureCore>()?.get().slot.clone();
     Ok((future.unbind(), slot))
 }
 
 /// The record of a function: by reference first, by value where it must be.
 pub(crate) fn record(function: &Bound<'_, PyAny>) -> PyResult<Arc<Definition>> {
-    static RECORD: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let py = function.py();
-    let record = RECORD.get_or_try_init(py, || {
-        Ok::<_, PyErr>(py.import("rightlane._byvalue")?.getattr("record")?.unbind())
-    })?;
-    let definition = record.bind(py).call1((function,))?;
+    static RECORD: Cached = Cached::new("rightlane._byvalue", "record");
+    let definition = RECORD.get(function.py())?.call1((function,))?;
     Ok(definition.cast::<PyDefinition>()?.get().inner.clone())
 }
 
@@ -568,15 +556,10 @@ fn remote_call(
 
 /// Whether the error says that something cannot travel.
 pub(crate) fn is_unsendable(py: Python<'_>, error: &PyErr) -> bool {
-    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let class = CLASS.get_or_try_init(py, || {
-        Ok::<_, PyErr>(
-            py.import("rightlane._byvalue")?
-                .getattr("Unsendable")?
-                .unbind(),
-        )
-    });
-    class.is_ok_and(|class| error.matches(py, class.bind(py)).unwrap_or(false))
+    static CLASS: Cached = Cached::new("rightlane._byvalue", "Unsendable");
+    CLASS
+        .get(py)
+        .is_ok_and(|class| error.matches(py, class).unwrap_or(false))
 }
 
 /// The `SerializationError` for what `_byvalue` could not pickle; other errors stay what they are.

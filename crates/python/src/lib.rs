@@ -3,11 +3,13 @@
 //! * [`executor`]: one executor: calls in, lane threads.
 //! * [`future`]: the Rust half of a future; [`completion`]: who announces ends.
 //! * [`map`]: reading inputs, yielding results in order.
+//! * [`cached`]: Python objects looked up once.
 //! * [`codec`], [`raw`]: how values travel, and how ends arrive.
 //! * [`definition`]: functions and classes named by number.
 //! * [`worker`]: the loops of template and worker processes.
 //! * [`cli`]: the commands.
 
+mod cached;
 mod cli;
 mod codec;
 mod completion;
