@@ -141,7 +141,10 @@ class ExecutorView(concurrent.futures.Executor):
         ...     ex.options(lane="thread").submit(len, "abc").result(timeout=60)
         3
         """
-        return ExecutorView(self._engine, self._lane if lane is None else _lane(lane))
+        lane = self._lane if lane is None else _lane(lane)
+        if lane in ("auto", "process"):
+            _prepare_template()
+        return ExecutorView(self._engine, lane)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill: bool = False) -> None:
         """End the pool. What was accepted is finished first, unless told otherwise. May be called again.
@@ -326,8 +329,7 @@ def _join(engine: _native.Engine) -> None:
     for thread in engine.threads():
         if thread is not current:
             thread.join()
-    if not _native.any_open():
-        _native.stop_completions()
+    _native.retire_completions()
 
 
 def _at_exit() -> None:
@@ -342,6 +344,11 @@ def _at_exit() -> None:
                 engine.wait_drained(None)
         except KeyboardInterrupt:
             engine.close(True, True)
+            engine.wait_drained(None)
+        except Exception:
+            # One executor's input that raises must not cost another its accepted work.
+            sys.excepthook(*sys.exc_info())
+            engine.close(False, False)
             engine.wait_drained(None)
         _join(engine)
     _native.stop_completions()

@@ -93,6 +93,8 @@ pub struct Scheduler {
     behind: usize,
     busy_threads: u32,
     failed_boots: u32,
+    /// A process could not be made while others work: no more are asked for until one of them answers.
+    spawning_paused: bool,
     actions: Vec<Action>,
 }
 
@@ -114,6 +116,7 @@ impl Scheduler {
             behind: 0,
             busy_threads: 0,
             failed_boots: 0,
+            spawning_paused: false,
             actions: Vec::new(),
         }
     }
@@ -292,6 +295,7 @@ impl Scheduler {
         piece.answered += 1;
         worker.worked = true;
         self.failed_boots = 0;
+        self.spawning_paused = false;
         let call = piece.call;
         self.calls
             .get_mut(&call)
@@ -350,7 +354,16 @@ impl Scheduler {
                 exit,
                 claim,
             } => self.gone(worker, exit, claim)?,
-            Event::SpawnFailed(id) => self.gone(id, Exit::Unknown, None)?,
+            Event::SpawnFailed(id) => {
+                // Where others work, what is missing now (descriptors, memory) may be there soon: their
+                // answers are the time to try again, and this is no failed boot in a row.
+                let others_work = self.workers.values().any(|w| w.worked && w.takes_work());
+                if others_work {
+                    self.spawning_paused = true;
+                    self.workers.get_mut(&id).ok_or(Unexpected)?.unborn = true;
+                }
+                self.gone(id, Exit::Unknown, None)?;
+            }
             Event::Unborn(id) => {
                 // Nothing of it ever ran, and it is not to blame.
                 self.workers.get_mut(&id).ok_or(Unexpected)?.unborn = true;
@@ -435,7 +448,12 @@ impl Scheduler {
 
     /// Whether another worker might be started for work that is accepted now.
     pub fn may_spawn(&self) -> bool {
-        (self.room.len() as u32) < self.config.max_slots
+        !self.spawning_paused && (self.room.len() as u32) < self.config.max_slots
+    }
+
+    /// Whether no process is asked for until a worker has answered, because the last one could not be made.
+    pub fn is_spawning_paused(&self) -> bool {
+        self.spawning_paused
     }
 
     /// Whether a process task accepted now would start a worker, because none is idle.
@@ -631,6 +649,9 @@ impl Scheduler {
         let mut worker = self.workers.remove(&id).ok_or(Unexpected)?;
         self.room.remove(&(worker.pieces.len(), id));
         self.count_pieces(worker.pieces.len(), 0);
+        if !worker.unborn {
+            self.spawning_paused = false;
+        }
         let claim = worker.sensible(claim);
         // A claim counts only while its item is unanswered; after the last answer it is history.
         let last_claimed = worker.pieces.iter().position(|p| {

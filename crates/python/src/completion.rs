@@ -13,12 +13,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Debug)]
 struct Queue {
     arrived: VecDeque<Arc<Slot>>,
+    current: Option<Arc<Slot>>,
     running: bool,
     stopping: bool,
 }
 
 static QUEUE: Mutex<Queue> = Mutex::new(Queue {
     arrived: VecDeque::new(),
+    current: None,
     running: false,
     stopping: false,
 });
@@ -85,22 +87,26 @@ pub(crate) fn start(py: Python<'_>) -> PyResult<()> {
 pub(crate) fn run_completions(py: Python<'_>) {
     loop {
         let seen = BELL.load(Ordering::SeqCst);
-        let batch = {
+        let next = {
             let mut queue = lock(&QUEUE);
             if queue.arrived.is_empty() && queue.stopping {
                 queue.running = false;
                 return;
             }
-            std::mem::take(&mut queue.arrived)
+            // One at a time, and known while it is under way: a forked child has to finish it.
+            let next = queue.arrived.pop_front();
+            queue.current.clone_from(&next);
+            next
         };
-        if batch.is_empty() {
+        let Some(slot) = next else {
             let _ = py.detach(|| futex::wait(&BELL, seen, None, Scope::Private));
+            continue;
+        };
+        if let Err(error) = slot.announce(py) {
+            error.write_unraisable(py, None);
         }
-        for slot in batch {
-            if let Err(error) = slot.announce(py) {
-                error.write_unraisable(py, None);
-            }
-        }
+        let done = lock(&QUEUE).current.take();
+        drop((slot, done));
     }
 }
 
@@ -131,7 +137,9 @@ pub(crate) fn forked_child() {
         let mut queue = lock(&QUEUE);
         queue.running = false;
         queue.stopping = false;
-        std::mem::take(&mut queue.arrived)
+        let current = queue.current.take();
+        let arrived = std::mem::take(&mut queue.arrived);
+        current.into_iter().chain(arrived).collect::<Vec<_>>()
     };
     for slot in old {
         slot.take_effect_in_child();

@@ -6,7 +6,7 @@ use crate::definition::PyDefinition;
 use crate::future::{FutureCore, Slot, function_name};
 use crate::map::{Feed, MapResults, MapState, Source};
 use crate::raw::{describe, serialization_error};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -173,6 +173,10 @@ pub(crate) struct Executor {
 }
 
 impl Executor {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn is_running(&self, call: CallId) -> bool {
         self.engine.is_running(call)
     }
@@ -287,6 +291,7 @@ impl Executor {
                 Err(error) if lane == Lane::Auto && is_unsendable(py, &error) => {
                     self.submit_thread(slot, function, args, kwargs)?;
                 }
+                Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => return Err(error),
                 Err(error) => slot.settle_local(Err(as_serialization_error(
                     py,
                     error,
@@ -327,7 +332,10 @@ impl Executor {
     ) -> PyResult<CallId> {
         let submitted = self.engine.submit_local(local, items, ticket, plan);
         let call = submitted.map_err(|error| self.submit_error(py, error))?;
-        self.start_threads(py)?;
+        if let Err(error) = self.start_threads(py) {
+            self.engine.abandon(call);
+            return Err(error);
+        }
         Ok(call)
     }
 
@@ -420,6 +428,25 @@ fn how(exit: rightlane_runtime::Exit) -> String {
     }
 }
 
+/// The function inside `functools.partial` objects. Only of those: other objects may answer any attribute.
+pub(crate) fn without_partials(mut function: Bound<'_, PyAny>) -> Bound<'_, PyAny> {
+    static PARTIAL: Cached = Cached::new("functools", "partial");
+    let py = function.py();
+    for _ in 0..32 {
+        let is_partial = PARTIAL
+            .get(py)
+            .and_then(|class| function.is_instance(class));
+        if !is_partial.unwrap_or(false) {
+            break;
+        }
+        let Ok(inner) = function.getattr(intern!(py, "func")) else {
+            break;
+        };
+        function = inner;
+    }
+    function
+}
+
 /// Refuses what no lane can run.
 pub(crate) fn check_function(function: &Bound<'_, PyAny>) -> PyResult<()> {
     const CO_COROUTINE: u32 = 0x80;
@@ -429,13 +456,7 @@ pub(crate) fn check_function(function: &Bound<'_, PyAny>) -> PyResult<()> {
             "the first argument must be callable, not {kind}"
         )));
     }
-    let mut innermost = function.clone();
-    while let Ok(inner) = innermost.getattr(intern!(function.py(), "func")) {
-        if !inner.is_callable() || inner.is(&innermost) {
-            break;
-        }
-        innermost = inner;
-    }
+    let innermost = without_partials(function.clone());
     let code = match innermost.getattr(intern!(function.py(), "__code__")) {
         Ok(code) => code,
         Err(_) => return Ok(()),
@@ -509,6 +530,7 @@ pub(crate) fn write_item(value: &Bound<'_, PyAny>, name: &str, block: &mut Block
         Ok(pickle) if !codec::mentions_main(pickle.as_bytes()) && suffices(&pickle)? => {
             Some(pickle)
         }
+        Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => return Err(error),
         _ => None,
     };
     let pickle = match plain {
@@ -604,20 +626,37 @@ impl LaneThread {
             engine.thread_ended();
             return;
         }
+        let process = std::process::id();
         let mut done = None;
         loop {
             match engine.thread_next(done.take()) {
-                ThreadNext::Run(piece) => done = Some(run_piece(py, piece)),
+                ThreadNext::Run(piece) => {
+                    done = Some(run_piece(py, piece));
+                    if std::process::id() != process {
+                        // The task forked and came back in the child, where this pool does not exist.
+                        end_forked_task(py);
+                    }
+                }
                 ThreadNext::Wait(seen) => {
                     let _ =
                         py.detach(|| futex::wait(engine.thread_bell(), seen, None, Scope::Private));
-                    engine.thread_back();
                 }
                 ThreadNext::End => break,
             }
         }
         engine.thread_ended();
     }
+}
+
+/// Ends a forked child that a task left running: its answer is its parent's to give.
+fn end_forked_task(py: Python<'_>) -> ! {
+    for name in ["stdout", "stderr"] {
+        let flushed = py
+            .import("sys")
+            .and_then(|sys| sys.getattr(name)?.call_method0("flush"));
+        drop(flushed);
+    }
+    rightlane_runtime::sys::process::exit_now(0)
 }
 
 fn log_initializer(py: Python<'_>, error: &PyErr) {
@@ -721,7 +760,9 @@ impl PyEngine {
     ) -> PyResult<PyEngine> {
         let remote = match (&initializer, prepare) {
             (Some(function), true) => Some(remote_initializer(function, &initargs)?),
-            _ => None,
+            // Worker processes are possible through `options`, where it can be sent.
+            (Some(function), false) => remote_initializer(function, &initargs).ok(),
+            (None, _) => None,
         };
         let engine = Engine::new(Client, max_workers, remote);
         if prepare {
@@ -895,9 +936,22 @@ pub(crate) fn begin_exit(py: Python<'_>) -> PyResult<Vec<Py<PyEngine>>> {
 }
 
 /// Whether any executor is not done yet.
-#[pyfunction]
 pub(crate) fn any_open() -> bool {
-    !open_executors().is_empty()
+    let executors = lock(&EXECUTORS);
+    executors
+        .iter()
+        .any(|executor| !executor.engine.is_drained())
+}
+
+/// Ends the completion thread, unless an executor still needs it.
+#[pyfunction]
+pub(crate) fn retire_completions(py: Python<'_>) -> PyResult<()> {
+    drop(open_executors());
+    // Nothing between the question and the stop lets another thread run.
+    if any_open() {
+        return Ok(());
+    }
+    crate::completion::stop_completions(py)
 }
 
 thread_local! {
@@ -907,8 +961,14 @@ thread_local! {
 
 /// Before the user's process forks: nobody is in the middle of anything.
 #[pyfunction]
-pub(crate) fn before_fork() {
-    let guard = rightlane_runtime::before_fork();
+pub(crate) fn before_fork(py: Python<'_>) {
+    let guard = loop {
+        if let Some(guard) = rightlane_runtime::try_before_fork() {
+            break guard;
+        }
+        // Another thread is about to fork as well, and may need the interpreter to get there.
+        py.detach(rightlane_runtime::wait_for_fork);
+    };
     FORKING.set(Some(guard));
 }
 
@@ -924,8 +984,9 @@ pub(crate) fn after_fork_in_child() {
     let Some(guard) = FORKING.take() else { return };
     let executors = lock(&EXECUTORS).clone();
     for executor in executors {
-        lock(&executor.feeds).clear();
-        lock(&executor.threads).clear();
+        let feeds = std::mem::take(&mut *lock(&executor.feeds));
+        let threads = std::mem::take(&mut *lock(&executor.threads));
+        drop((feeds, threads));
         executor.engine.reset_in_child();
     }
     crate::completion::forked_child();

@@ -173,6 +173,9 @@ impl Slot {
 
     /// In a forked child: an end that had arrived counts, and nobody is told.
     pub(crate) fn take_effect_in_child(&self) {
+        if self.state.load(Ordering::SeqCst) != ARRIVED {
+            return;
+        }
         let cancelled = matches!(self.lock().ending, Ending::Raw(Raw::Cancelled));
         self.state.store(
             if cancelled { CANCELLED } else { FINISHED },
@@ -375,6 +378,7 @@ impl Slot {
 
 /// How to call a function in a message.
 pub(crate) fn function_name(function: &Bound<'_, PyAny>) -> String {
+    let function = &crate::executor::without_partials(function.clone());
     for attribute in ["__qualname__", "__name__"] {
         if let Ok(name) = function
             .getattr(attribute)
@@ -382,9 +386,6 @@ pub(crate) fn function_name(function: &Bound<'_, PyAny>) -> String {
         {
             return name;
         }
-    }
-    if let Ok(inner) = function.getattr("func") {
-        return function_name(&inner);
     }
     function
         .get_type()
@@ -488,10 +489,12 @@ impl FutureCore {
 
     /// Whether it was cancelled.
     fn cancelled(&self) -> bool {
-        matches!(
-            self.slot.state.load(Ordering::SeqCst),
-            CANCELLED | CANCELLED_QUIETLY
-        )
+        match self.slot.state.load(Ordering::SeqCst) {
+            CANCELLED | CANCELLED_QUIETLY => true,
+            // Decided, if not announced yet.
+            ARRIVED => matches!(self.slot.lock().ending, Ending::Raw(Raw::Cancelled)),
+            _ => false,
+        }
     }
 
     /// Whether it has been claimed and has not ended.
@@ -666,6 +669,9 @@ impl FutureCore {
         if Arc::strong_count(&self.slot) > 1 {
             // The engine holds the slot as well: what hangs on it is reachable from there.
             return Ok(());
+        }
+        if let Some(name) = self.slot.name.get() {
+            visit.call(name)?;
         }
         match &inner.ending {
             Ending::Value(object) | Ending::Exception(object) => visit.call(object)?,

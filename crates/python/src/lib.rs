@@ -67,7 +67,8 @@ mod _core {
         cpu_budget,
         definition::PyDefinition,
         executor::{
-            PyEngine, after_fork_in_child, after_fork_in_parent, any_open, before_fork, begin_exit,
+            PyEngine, after_fork_in_child, after_fork_in_parent, before_fork, begin_exit,
+            retire_completions,
         },
         future::FutureCore,
         map::MapResults,

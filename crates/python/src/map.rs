@@ -15,7 +15,7 @@ use crate::executor::{
 };
 use crate::future::{deadline_after, function_name};
 use crate::raw::{Raw, cancelled_error};
-use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
@@ -404,8 +404,10 @@ impl Source {
                             local_call(function, &PyTuple::new(py, [item])?, None)
                         };
                         let ticket = Ticket::MapItem(state.clone(), at);
-                        feed.executor
-                            .submit_local(py, local, 1, ticket, Plan::default())?;
+                        let submitted =
+                            feed.executor
+                                .submit_local(py, local, 1, ticket, Plan::default());
+                        submitted.inspect_err(|_| state.settle(at, End::Cancelled))?;
                     } else {
                         let exception = as_serialization_error(py, error, &state.name(py))?;
                         let at = state.add(Entry::Exception(exception));
@@ -435,9 +437,10 @@ impl Source {
                     Some(_) => feed.state.cancel_last(count),
                     None => {
                         let ticket = Ticket::Map(feed.state.clone());
-                        let made =
+                        let submitted =
                             feed.executor
-                                .submit_local(py, local.clone(), count, ticket, plan)?;
+                                .submit_local(py, local.clone(), count, ticket, plan);
+                        let made = submitted.inspect_err(|_| feed.state.cancel_last(count))?;
                         *call = Some(made);
                         feed.set_call(made);
                     }
@@ -471,7 +474,8 @@ impl Source {
                             items,
                         };
                         let ticket = Ticket::Map(feed.state.clone());
-                        let made = feed.executor.submit_remote(py, remote, ticket, plan)?;
+                        let submitted = feed.executor.submit_remote(py, remote, ticket, plan);
+                        let made = submitted.inspect_err(|_| feed.state.cancel_last(count))?;
                         *call = Some(made);
                         feed.set_call(made);
                     }
@@ -541,6 +545,10 @@ impl Feed {
                 match read_next(&iterator) {
                     Ok(Some(item)) => source.push(self, &item)?,
                     Ok(None) => return Ok(Some(None)),
+                    // Ctrl-C is nobody's data: it is raised here and now.
+                    Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => {
+                        return Err(error);
+                    }
                     Err(error) => return Ok(Some(Some(error.into_value(py).into_any()))),
                 }
                 if self.is_exhausted() {
@@ -552,8 +560,12 @@ impl Feed {
         // Hand over what is read, unless the engine has plenty to do still: then in larger blocks.
         let unflushed = source.has_unflushed();
         let at_end = !matches!(outcome, Ok(None));
-        if unflushed > 0 && (at_end || unflushed * 8 >= self.state.unended() as usize) {
-            source.flush(self, py)?;
+        if unflushed > 0
+            && (at_end || unflushed * 8 >= self.state.unended() as usize)
+            && let Err(error) = source.flush(self, py)
+        {
+            self.end(None);
+            return Err(error);
         }
         match outcome {
             Ok(None) => {
@@ -594,7 +606,16 @@ impl Feed {
     /// Nothing more will be read.
     fn end(&self, with: Option<Py<PyAny>>) {
         self.unadded.store(0, Ordering::SeqCst);
-        lock(&self.ended).get_or_insert(with);
+        let spare = {
+            let mut ended = lock(&self.ended);
+            if ended.is_none() {
+                *ended = Some(with);
+                None
+            } else {
+                with
+            }
+        };
+        drop(spare);
         self.exhausted.store(true, Ordering::SeqCst);
         // Copied out first: ending a call may run finalizers of the user's.
         let call = *lock(&self.call);
@@ -630,19 +651,16 @@ impl Feed {
     pub(crate) fn read_to_end(&self, py: Python<'_>) -> PyResult<()> {
         while !self.is_exhausted() {
             let room = READ_AHEAD_ITEMS.saturating_sub(self.state.unended() as usize);
-            if room == 0 || lock(&self.source).is_none() {
+            let elsewhere = lock(&self.source).is_none();
+            if room == 0 || elsewhere {
                 self.flush(py)?;
+                // Somebody else is in the middle of reading: only time, or the end, changes that.
                 let most = (READ_AHEAD_ITEMS / 2) as u64;
-                let seen_exhausted = self.is_exhausted();
-                if seen_exhausted {
-                    break;
-                }
-                self.state.wait(
-                    py,
-                    Some(Instant::now() + Duration::from_millis(100)),
-                    true,
-                    |kept| kept.read - kept.ended <= most,
-                )?;
+                let soon = Some(Instant::now() + Duration::from_millis(100));
+                let ready = |kept: &Kept| {
+                    self.is_exhausted() || (!elsewhere && kept.read - kept.ended <= most)
+                };
+                self.state.wait(py, soon, true, ready)?;
                 py.check_signals()?;
                 continue;
             }
@@ -881,6 +899,10 @@ impl Drop for MapResults {
             self.feed.cancel();
         } else {
             self.feed.state.discard();
+            if self.feed.executor.is_closed() {
+                // Nobody is left to read on.
+                self.feed.end(None);
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The end of an item as the engine delivers it: bytes that nobody has unpickled yet.
 
 use crate::codec;
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError};
 use pyo3::prelude::*;
 use rightlane_runtime::{AnswerBytes, Breakage, End, Exit, Loss};
 
@@ -91,6 +91,7 @@ impl Raw {
                 bytes,
             } => match codec::decode(py, bytes.as_slice()) {
                 Ok(value) => return Ok(value.unbind()),
+                Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => Err(error),
                 Err(error) => unreadable(py, name, error),
             },
             Raw::Answer {

@@ -155,7 +155,6 @@ struct Floor<C: Client> {
 
     threads: VecDeque<ThreadPiece<C>>,
     live_threads: u32,
-    idle_threads: u32,
     /// Calls and items of the thread lane that have not ended: there are never more threads than items.
     open_thread_calls: u64,
     open_thread_items: u64,
@@ -166,6 +165,10 @@ struct Floor<C: Client> {
     garbage: Vec<Held<C>>,
     garbage_pieces: Vec<ThreadPiece<C>>,
     threads_to_wake: u32,
+    /// Deadlines have come up that the hub thread does not know of.
+    wake_hub: bool,
+    /// For standard error, which may be a full pipe: written after the lock is released.
+    messages: String,
 }
 
 impl<C: Client> Port for Floor<C> {
@@ -217,13 +220,14 @@ impl<C: Client> Floor<C> {
             just_drained: false,
             threads: VecDeque::new(),
             live_threads: 0,
-            idle_threads: 0,
             open_thread_calls: 0,
             open_thread_items: 0,
             faults: Vec::new(),
             garbage: Vec::new(),
             garbage_pieces: Vec::new(),
             threads_to_wake: 0,
+            wake_hub: false,
+            messages: String::new(),
         }
     }
 }
@@ -424,8 +428,9 @@ impl<C: Client> Engine<C> {
         let useful = floor
             .open_thread_items
             .min(u64::from(self.config.max_slots));
-        let wanted = u64::from(floor.live_threads) < useful
-            && floor.idle_threads < floor.threads.len().max(1) as u32;
+        // One for each item that has not ended, whether or not it has a slot yet: who gives a slot back may be
+        // the hub, which can start no thread.
+        let wanted = u64::from(floor.live_threads) < useful;
         if wanted {
             floor.live_threads += 1;
         }
@@ -452,17 +457,9 @@ impl<C: Client> Engine<C> {
                 {
                     ThreadNext::End
                 }
-                None => {
-                    state.floor.idle_threads += 1;
-                    ThreadNext::Wait(engine.thread_bell.load(Ordering::Relaxed))
-                }
+                None => ThreadNext::Wait(engine.thread_bell.load(Ordering::Relaxed)),
             }
         })
-    }
-
-    /// A lane thread that was told to wait is back.
-    pub fn thread_back(&self) {
-        lock(&self.state).floor.idle_threads -= 1;
     }
 
     /// What lane threads sleep on.
@@ -501,10 +498,6 @@ impl<C: Client> Engine<C> {
             state.scheduler.close(crate::sys::now());
         });
         self.ring_threads(u32::MAX);
-        // Retiring workers have deadlines now.
-        if let Some(membership) = &lock(&self.state).floor.membership {
-            membership.wake();
-        }
     }
 
     /// Whether nothing is left: no call, no worker.
@@ -610,6 +603,12 @@ impl<C: Client> Engine<C> {
         let garbage = std::mem::take(&mut state.floor.garbage);
         let pieces = std::mem::take(&mut state.floor.garbage_pieces);
         let to_wake = std::mem::take(&mut state.floor.threads_to_wake);
+        let messages = std::mem::take(&mut state.floor.messages);
+        if std::mem::take(&mut state.floor.wake_hub)
+            && let Some(membership) = &state.floor.membership
+        {
+            membership.wake();
+        }
         let just_drained = std::mem::take(&mut state.floor.just_drained);
         if just_drained && let Some(membership) = state.floor.membership.take() {
             // Under the lock: who sees that the executor has drained sees whether the hub goes with it.
@@ -620,6 +619,9 @@ impl<C: Client> Engine<C> {
         if just_drained {
             self.drained_bell.fetch_add(1, Ordering::Release);
             futex::wake(&self.drained_bell, u32::MAX, Scope::Private);
+        }
+        if !messages.is_empty() {
+            let _ = rustix::io::write(rustix::stdio::stderr(), messages.as_bytes());
         }
         drop(garbage);
         drop(pieces);
@@ -751,6 +753,7 @@ impl<C: Client> State<C> {
                 floor.threads_to_wake = floor.threads_to_wake.saturating_add(1);
             }
             Action::Retire(worker) => {
+                floor.wake_hub = true;
                 if let Some(link) = floor.links.get_mut(&worker) {
                     let _ = link.retire();
                 }
@@ -763,7 +766,7 @@ impl<C: Client> State<C> {
                          stopped before its exit handlers have finished\n",
                         rightlane_core::RETIRE_NS / 1_000_000_000
                     );
-                    let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
+                    floor.messages.push_str(&text);
                     link.kill(Signal::TERM);
                 }
             }
@@ -1026,6 +1029,10 @@ impl<C: Client> Member for Engine<C> {
     fn not_forked(&self, worker: WorkerId, why: String) {
         let mut state = lock(&self.state);
         state.floor.spawn_error = Some(why);
+        if let Some(link) = state.floor.links.get_mut(&worker) {
+            // Should the process exist all the same, it ends.
+            link.stillborn();
+        }
         let _ = state
             .scheduler
             .handle(Event::SpawnFailed(worker), crate::sys::now());

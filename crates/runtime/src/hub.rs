@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// An executor, as the hub sees it.
 pub(crate) trait Member: Send + Sync {
@@ -421,6 +421,13 @@ impl Hub {
                 (FromTemplate::Forked { key, pid }, descriptors) => {
                     if let Some(pidfd) = descriptors.into_iter().next() {
                         self.forked(key, pid, pidfd);
+                    } else {
+                        // Our descriptor table is full: the kernel could not hand it over.
+                        let (member, worker) = unkey(key);
+                        if let Some(member) = self.member(member) {
+                            let why = "no descriptor is left for a worker's pidfd";
+                            member.not_forked(worker, why.into());
+                        }
                     }
                 }
                 (FromTemplate::NotForked { key, errno }, _) => {
@@ -553,10 +560,22 @@ pub struct ForkGuard {
     _gate: MutexGuard<'static, ()>,
 }
 
-/// To be called before the user's process is forked. In the parent, drop what it returns; in the
-/// child, hand it to [`forked_child`].
-pub fn before_fork() -> ForkGuard {
-    ForkGuard { _gate: lock(&GATE) }
+/// To be called before the user's process is forked; `None` while the hub thread is at work or another
+/// thread is about to fork: then [`wait_for_fork`], without the interpreter's lock, and ask again. In the
+/// parent, drop what it returns; in the child, hand it to [`crate::forked_child`].
+pub fn try_before_fork() -> Option<ForkGuard> {
+    match GATE.try_lock() {
+        Ok(gate) => Some(ForkGuard { _gate: gate }),
+        Err(TryLockError::Poisoned(poisoned)) => Some(ForkGuard {
+            _gate: poisoned.into_inner(),
+        }),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// Waits until it makes sense to ask again.
+pub fn wait_for_fork() {
+    drop(lock(&GATE));
 }
 
 /// In a forked child: there is no hub here, and its descriptors are closed.
@@ -566,6 +585,8 @@ pub(crate) fn forget_in_child(guard: ForkGuard) {
         drop(inner);
         // The hub thread does not exist here, but its reference does: close what it would have.
         crate::sys::process::close_now([hub.epoll.as_fd(), hub.bell.as_fd()]);
+        // Whoever waits for its end here waits for nothing.
+        hub.ending.gone.store(1, Ordering::Release);
         std::mem::forget(hub);
     }
     drop(guard);

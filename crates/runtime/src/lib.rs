@@ -32,6 +32,8 @@ pub use engine::{
     BreakageReport, Engine, Initializer, Plan, Remote, SubmitError, ThreadDone, ThreadNext,
     ThreadPiece, forked_child,
 };
-pub use hub::{Ending, ForkGuard, before_fork, has_program, set_program, want_site};
+pub use hub::{
+    Ending, ForkGuard, has_program, set_program, try_before_fork, wait_for_fork, want_site,
+};
 pub use items::Block;
 pub use rightlane_core::{Breakage, CallId, Exit, Refused};

@@ -987,7 +987,8 @@ impl World {
         let busy =
             workers.values().filter(|w| !w.sent.is_empty()).count() + self.outside.threads.len();
         assert!(busy <= self.max_slots);
-        if busy < self.max_slots {
+        // Where a process could not be made while others work, theirs is the next answer to wait for.
+        if busy < self.max_slots && !self.scheduler.is_spawning_paused() {
             assert!(
                 !self.outside.ledger.anything_waits(),
                 "work waits beside a free slot"
