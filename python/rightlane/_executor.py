@@ -9,8 +9,8 @@ import threading
 from concurrent.futures import thread as _thread_pool
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
-# Imported here, with the user's own import, and not by the first call in some thread: a fork of the process in the
-# middle of an import would leave the child waiting for it.
+# Imported here, with the user's own import, and not by the first call in some thread: a fork of the
+# process in the middle of an import would leave the child waiting for it.
 from rightlane import _byvalue, _future, _native, _world
 
 if TYPE_CHECKING:
