@@ -5,7 +5,7 @@ use crate::codec;
 use crate::definition::PyDefinition;
 use crate::future::{FutureCore, Slot, function_name};
 use crate::map::{Feed, MapResults, MapState, Source};
-use crate::raw::{describe, serialization_error};
+use crate::raw::serialization_error;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -991,9 +991,4 @@ pub(crate) fn after_fork_in_child() {
     }
     crate::completion::forked_child();
     rightlane_runtime::forked_child(guard);
-}
-
-/// An error in one line.
-pub(crate) fn one_line(py: Python<'_>, error: &PyErr) -> String {
-    describe(py, error)
 }

@@ -4,8 +4,8 @@
 //! definitions, exceptions) is `rightlane._worker`.
 
 use crate::codec;
-use crate::executor::{call_item, one_line, shape};
-use crate::raw::flavor;
+use crate::executor::{call_item, shape};
+use crate::raw::{describe, flavor};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -367,7 +367,7 @@ impl<'py> Worker<'py> {
         let written = told.is_ok_and(|told| codec::encode_scalar(&told, &mut self.answer));
         if !written {
             self.answer.truncate(HEAD_BYTES);
-            let text = one_line(py, error);
+            let text = describe(py, error);
             if let Ok(fallback) =
                 (text.chars().take(500).collect::<String>(), what).into_pyobject(py)
             {

@@ -26,7 +26,8 @@
 //!    send than there was room for.
 //! 3. Before anything of an item runs, not even its unpickling, the worker claims it. Revoked: it
 //!    declines the rest of the piece.
-//! 4. It publishes the item's answer, claims the next or releases the claim, and asks again.
+//! 4. It publishes the item's answer, claims the next, and asks again. The last claim of a piece stays:
+//!    an answer that the parent has not read yet must not look like an item that was never begun.
 //! 5. An end with nothing to do announces its sleep, looks once more, and waits.
 //!
 //! After a worker's death its segments stay as they were: what is published is done, what is
