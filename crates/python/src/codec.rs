@@ -5,6 +5,7 @@
 //! hold (lone surrogates) and integers beyond 64 bits are left to the pickler as well.
 
 use crate::cached::Cached;
+use crate::ffi;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyString, PyTuple};
@@ -146,17 +147,14 @@ fn garbled() -> PyErr {
 /// CPython's own pickler, protocol 5.
 pub(crate) fn plain_pickle<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     static DUMPS: Cached = Cached::new("_pickle", "dumps");
-    Ok(DUMPS
-        .get(value.py())?
-        .call1((value, 5))?
-        .cast_into::<PyBytes>()?)
+    Ok(ffi::call1(DUMPS.get(value.py())?, (value, 5))?.cast_into::<PyBytes>()?)
 }
 
 fn unpickle<'py>(py: Python<'py>, pickle: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     static LOADS: Cached = Cached::new("_pickle", "loads");
     // A view would do, but the limited API before 3.11 has none over foreign memory, and the pickler copies
     // what it keeps: for large pickles this is one more copy, until they travel out of band.
-    LOADS.get(py)?.call1((PyBytes::new(py, pickle),))
+    ffi::call1(LOADS.get(py)?, (PyBytes::new(py, pickle),))
 }
 
 /// Whether a pickle may name something of `__main__`, which is another module in a worker.

@@ -3,6 +3,7 @@
 //! It starts with the first callback or condition, and ends with the last executor (rule 17: its `run` is
 //! one Rust loop). A native thread would need the interpreter's lock for each end.
 
+use crate::ffi;
 use crate::future::Slot;
 use pyo3::prelude::*;
 use rightlane_runtime::sys::futex::{self, Scope};
@@ -66,7 +67,7 @@ pub(crate) fn start(py: Python<'_>) -> PyResult<()> {
             .import("threading")?
             .getattr("Thread")?
             .call((), Some(&keywords))?;
-        thread.call_method0("start")?;
+        ffi::call_method(&thread, "start", ())?;
         Ok(thread.unbind())
     })();
     match started {
@@ -121,7 +122,7 @@ pub(crate) fn stop_completions(py: Python<'_>) -> PyResult<()> {
     let current = py.import("threading")?.call_method0("current_thread")?;
     // Not one plain join: another executor may want the thread after all.
     while !current.is(&thread) && ends() {
-        thread.call_method1(py, "join", (0.05,))?;
+        ffi::call_method(thread.bind(py), "join", (0.05,))?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use crate::cached::Cached;
 use crate::codec;
 use crate::definition::PyDefinition;
+use crate::ffi;
 use crate::future::{FutureCore, Slot, function_name};
 use crate::map::{Feed, MapResults, MapState, Source};
 use crate::raw::serialization_error;
@@ -245,7 +246,7 @@ impl Executor {
             let cause = match (&report.raised, raised) {
                 (Some(packed), _) => {
                     let remote = py.import("rightlane._remote")?;
-                    Some(remote.call_method1("unpack", (&packed[..],))?)
+                    Some(ffi::call_method(&remote, "unpack", (&packed[..],))?)
                 }
                 (None, raised) => raised.map(|raised| raised.into_bound(py)),
             };
@@ -258,7 +259,8 @@ impl Executor {
     /// Workers started from here on shall live in the caller's present world (rule 20).
     pub(crate) fn refresh_world(&self, py: Python<'_>) -> PyResult<()> {
         if self.engine.would_spawn() {
-            let world = py.import("rightlane._world")?.call_method0("capture")?;
+            let module = py.import("rightlane._world")?;
+            let world = ffi::call_method(&module, "capture", ())?;
             self.engine.set_world(world.extract()?);
         }
         Ok(())
@@ -373,7 +375,7 @@ impl Executor {
             .import("threading")?
             .getattr("Thread")?
             .call((), Some(&keywords))?;
-        thread.call_method0("start")?;
+        ffi::call_method(&thread, "start", ())?;
         lock(&self.threads).push(thread.unbind());
         Ok(())
     }
@@ -480,7 +482,7 @@ pub(crate) fn call(
     args: &Bound<'_, PyTuple>,
     kwargs: Option<&Bound<'_, PyDict>>,
 ) -> Result<Py<PyAny>, Py<PyAny>> {
-    match function.call(args, kwargs) {
+    match ffi::call(function, args, kwargs) {
         Ok(value) => Ok(value.unbind()),
         Err(error) => Err(error.into_value(function.py()).into_any()),
     }
@@ -510,7 +512,7 @@ fn new_future(py: Python<'_>) -> PyResult<(Py<PyAny>, Arc<Slot>)> {
 /// The record of a function: by reference first, by value where it must be.
 pub(crate) fn record(function: &Bound<'_, PyAny>) -> PyResult<Arc<Definition>> {
     static RECORD: Cached = Cached::new("rightlane._byvalue", "record");
-    let definition = RECORD.get(function.py())?.call1((function,))?;
+    let definition = ffi::call1(RECORD.get(function.py())?, (function,))?;
     Ok(definition.cast::<PyDefinition>()?.get().inner.clone())
 }
 
@@ -523,7 +525,7 @@ pub(crate) fn write_item(value: &Bound<'_, PyAny>, name: &str, block: &mut Block
     let byvalue = py.import(intern!(py, "rightlane._byvalue"))?;
     // A pickle that names what a worker can't import won't do.
     let suffices = |pickle: &Bound<'_, PyBytes>| {
-        let asked = byvalue.call_method1(intern!(py, "plain_pickles_suffice"), (pickle,));
+        let asked = ffi::call_method(&byvalue, "plain_pickles_suffice", (pickle,));
         asked.and_then(|answer| answer.is_truthy())
     };
     let plain = match codec::plain_pickle(value) {
@@ -536,7 +538,7 @@ pub(crate) fn write_item(value: &Bound<'_, PyAny>, name: &str, block: &mut Block
     let pickle = match plain {
         Some(pickle) => pickle,
         None => {
-            let dumped = byvalue.call_method1(intern!(py, "dumps"), (value, name))?;
+            let dumped = ffi::call_method(&byvalue, "dumps", (value, name))?;
             let (pickle, needs): (Bound<'_, PyBytes>, Vec<Bound<'_, PyDefinition>>) =
                 dumped.extract()?;
             for definition in needs {
@@ -618,7 +620,7 @@ impl LaneThread {
         let executor = &self.executor;
         let engine = &executor.engine;
         if let Some((initializer, args)) = &executor.thread_initializer
-            && let Err(error) = initializer.call1(py, args)
+            && let Err(error) = ffi::call(initializer.bind(py), args.bind(py), None)
         {
             log_initializer(py, &error);
             *lock(&executor.thread_raised) = Some(error.into_value(py).into_any());
@@ -729,9 +731,9 @@ pub(crate) fn call_item(
         argument
             .cast::<PyTuple>()
             .map_err(PyErr::from)
-            .and_then(|args| function.call1(args))
+            .and_then(|args| ffi::call(function, args, None))
     } else {
-        function.call1((argument,))
+        ffi::call1(function, (argument,))
     };
     match called {
         Ok(value) => Ok(value.unbind()),

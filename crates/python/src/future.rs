@@ -17,6 +17,7 @@
 
 use crate::completion;
 use crate::executor::Executor;
+use crate::ffi;
 use crate::raw::{Raw, cancelled_error};
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
@@ -218,11 +219,11 @@ impl Slot {
         let Some(condition) = condition else {
             return Ok(());
         };
-        condition.call_method0(py, "acquire")?;
+        ffi::call_method(condition.bind(py), "acquire", ())?;
         let told = self
             .tell_waiters(py)
-            .and_then(|()| condition.call_method0(py, "notify_all").map(drop));
-        condition.call_method0(py, "release")?;
+            .and_then(|()| ffi::call_method(condition.bind(py), "notify_all", ()).map(drop));
+        ffi::call_method(condition.bind(py), "release", ())?;
         told
     }
 
@@ -257,7 +258,7 @@ impl Slot {
         self.ring();
         if let (Some(future), Some(waiters)) = (future, waiters) {
             for waiter in waiters.bind(py).iter() {
-                if let Err(error) = waiter.call_method1(method, (&future,)) {
+                if let Err(error) = ffi::call_method(&waiter, method, (&future,)) {
                     error.write_unraisable(py, Some(&waiter));
                 }
             }
@@ -409,7 +410,7 @@ pub(crate) fn deadline_after(timeout: Option<f64>) -> PyResult<Option<Instant>> 
 }
 
 fn run_callback(py: Python<'_>, callback: &Bound<'_, PyAny>, future: &Bound<'_, PyAny>) {
-    if let Err(error) = callback.call1((future,)) {
+    if let Err(error) = ffi::call1(callback, (future,)) {
         let logged = (|| -> PyResult<()> {
             let logger = py.import("concurrent.futures._base")?.getattr("LOGGER")?;
             let details = pyo3::types::PyDict::new(py);
@@ -738,14 +739,14 @@ impl FutureCore {
             )
         };
         if let Some(condition) = condition {
-            condition.call_method0(py, "acquire")?;
+            ffi::call_method(condition.bind(py), "acquire", ())?;
             if let (Some(waiters), Some(method)) = (&waiters, method) {
                 for waiter in waiters.bind(py).iter() {
-                    waiter.call_method1(method, (slf,))?;
+                    ffi::call_method(&waiter, method, (slf,))?;
                 }
             }
-            condition.call_method0(py, "notify_all")?;
-            condition.call_method0(py, "release")?;
+            ffi::call_method(condition.bind(py), "notify_all", ())?;
+            ffi::call_method(condition.bind(py), "release", ())?;
         }
         for callback in callbacks {
             run_callback(py, callback.bind(py), slf.as_any());

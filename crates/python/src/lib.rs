@@ -7,6 +7,7 @@
 //! * [`codec`], [`raw`]: how values travel, and how ends arrive.
 //! * [`definition`]: functions and classes named by number.
 //! * [`worker`]: the loops of template and worker processes.
+//! * [`ffi`]: calls of Python code in threads that may end in it.
 //! * [`cli`]: the commands.
 
 mod cached;
@@ -15,6 +16,7 @@ mod codec;
 mod completion;
 mod definition;
 mod executor;
+mod ffi;
 mod future;
 mod map;
 mod raw;

@@ -13,6 +13,7 @@ use crate::executor::{
     Executor, Lane, Local, LocalItems, Ticket, as_serialization_error, call_item, is_unsendable,
     local_call, lock, record, shape, write_item,
 };
+use crate::ffi;
 use crate::future::{deadline_after, function_name};
 use crate::raw::{Raw, cancelled_error};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTimeoutError};
@@ -542,7 +543,7 @@ impl Feed {
         let iterator = source.iterator.clone_ref(py).into_bound(py);
         let outcome = (|| {
             for _ in 0..most {
-                match read_next(&iterator) {
+                match ffi::next(&iterator) {
                     Ok(Some(item)) => source.push(self, &item)?,
                     Ok(None) => return Ok(Some(None)),
                     // Ctrl-C is nobody's data: it is raised here and now.
@@ -680,11 +681,6 @@ impl Feed {
         drop(source);
         self.state.discard();
     }
-}
-
-fn read_next<'py>(iterator: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
-    use pyo3::types::PyIterator;
-    iterator.cast::<PyIterator>()?.clone().next().transpose()
 }
 
 impl Executor {

@@ -1,6 +1,7 @@
 //! The end of an item as the engine delivers it: bytes that nobody has unpickled yet.
 
 use crate::codec;
+use crate::ffi;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError};
 use pyo3::prelude::*;
 use rightlane_runtime::{AnswerBytes, Breakage, End, Exit, Loss};
@@ -111,10 +112,8 @@ impl Raw {
 }
 
 fn raised(py: Python<'_>, packed: &[u8]) -> PyResult<Py<PyAny>> {
-    Ok(py
-        .import("rightlane._remote")?
-        .call_method1("unpack", (packed,))?
-        .unbind())
+    let remote = py.import("rightlane._remote")?;
+    Ok(ffi::call_method(&remote, "unpack", (packed,))?.unbind())
 }
 
 fn unsendable(py: Python<'_>, bytes: &[u8]) -> PyResult<Py<PyAny>> {
