@@ -23,9 +23,12 @@ The parent remembers per namespace and name what it announced last. A body whose
 another value gets a new definition, even with the bytes it had before: otherwise `k = 5`, `k = 10`, `k = 5`
 would leave 10 in the workers.
 
-Worker side. There is one namespace per module name (rule 6). A global is installed when it differs from what
-was last sent under its name, unless the worker itself has bound that name since. An object is registered
-before its state is filled, which is what lets cycles close.
+Functions whose defaults, annotations and cells are plain values, and globals that are such, are written by
+`marshal`: so the first task of a worker can do without a pickler, and its template need not have imported
+one.
+
+Worker side: `_definitions`, which is all that a worker imports at its start. This module follows there when a
+result must be pickled that plain pickling refuses or would tie to `__main__`.
 
 Threads. `record` and `dumps` may be called from any thread. Building nodes holds a re-entrant lock, and so
 does resolving them; user code (`__reduce__`, `__setstate__`) runs inside it and must not wait for another
@@ -35,11 +38,39 @@ thread that submits.
 from __future__ import annotations
 
 import _pickle
-import _thread
 import _weakref
+import io
 import marshal
+import opcode
 import posix
 import sys
+
+from rightlane import _definitions
+from rightlane._definitions import (
+    _ALIAS,
+    _BLOB,
+    _GONE,
+    _GROUP,
+    _MISSING,
+    _MODULE,
+    _NAMED,
+    _PLAIN,
+    _PLAIN_FUNCTION,
+    _PLAIN_VALUE,
+    _REF,
+    _SELF,
+    _cached,
+    _fill_function,
+    _fill_module,
+    _import,
+    _load_body,
+    _made_module,
+    _make_class,
+    _make_function,
+    _new_cell,
+    _ref,
+    resolve,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,20 +88,16 @@ else:
     ModuleType = type(sys)
     MethodType = type((lambda self: 0).__get__(0))
     CodeType = type(FunctionType(compile("0", "", "eval"), {}).__code__)
-    CellType = type((lambda x: lambda: x)(0).__closure__[0])
 
 __all__ = [
     "Unsendable",
-    "define",
     "dumps",
+    "dumps_back",
     "dumps_result",
     "find_culprit",
-    "forget",
     "plain_pickles_suffice",
     "record",
-    "resolve",
     "resolve_parent",
-    "start_worker",
 ]
 
 
@@ -98,10 +125,6 @@ class _Mutable(Exception):
     """What a body is made from can change without notice."""
 
 
-_MISSING: Any = object()
-_SELF = -1  # the definition id by which a group refers to its own members
-_PLAIN, _GROUP, _ALIAS = b"P", b"G", b"A"
-_REF, _MODULE, _BLOB, _GONE = range(4)
 # Version 2 writes no back references. Later versions flag them by reference count, so that equal code gives
 # unequal bytes.
 _MARSHAL_VERSION = 2
@@ -110,18 +133,6 @@ _RETRY = (_pickle.PicklingError, TypeError, AttributeError, NotImplementedError,
 _MODULE_NAMES = frozenset(
     "__name__ __doc__ __package__ __loader__ __spec__ __file__ __cached__ __path__ __builtins__".split()
 )
-
-_lock = _thread.RLock()
-
-
-def _renew_lock() -> None:
-    """A forked child must not inherit a lock that another thread of its parent held."""
-    global _lock
-    _lock = _thread.RLock()
-
-
-posix.register_at_fork(after_in_child=_renew_lock)
-
 
 # What is by value ---------------------------------------------------------------------------------
 
@@ -298,8 +309,6 @@ def _has_own_definition(obj: Any) -> bool:
 
 def _global_names(code: CodeType) -> tuple[dict[str, None], set[str]]:
     """The globals that `code` and the code nested in it name, in order, and every name of any kind in it."""
-    import opcode
-
     number = opcode.opmap
     extended = number["EXTENDED_ARG"]
     load_global = number["LOAD_GLOBAL"]
@@ -716,6 +725,37 @@ class _Collector:
                     entries.append((space, name, _BLOB, self.pickle(value)))
         return entries
 
+    def describe(self, fn: FunctionType, root: bool) -> tuple[Any, ...]:
+        """The arguments of `_make_function` up to the cells; the globals that `fn` names are noted."""
+        if root and fn.__globals__.get(fn.__qualname__) is fn and not _uses_real_module(fn):
+            space = self.space(fn.__module__ or "", fn.__globals__)
+            self.found[space, fn.__qualname__] = None
+        space = self.namespace_of(fn)
+        return _marshal_code(fn.__code__), space, fn.__name__, fn.__qualname__, fn.__module__
+
+    def plain_function(self, fn: FunctionType) -> bytes:
+        """The function as `_definitions` makes it without a pickler; empty if it takes one."""
+        defaults, kwdefaults, annotations = fn.__defaults__, fn.__kwdefaults__ or {}, _annotations(fn) or {}
+        cells = tuple(() if c is _MISSING else (c,) for c in map(_contents, fn.__closure__ or ()))
+        held = [fn.__module__, fn.__doc__, *(defaults or ()), *kwdefaults, *kwdefaults.values(), *annotations]
+        held += [content for cell in cells for content in cell]
+        if fn.__dict__ or getattr(fn, "__type_params__", None) or not all(map(_plain, held)):
+            return b""
+        described = []
+        for name, value in annotations.items():
+            builtin = _builtin_name(value)
+            if not builtin and not _plain(value):
+                return b""
+            described.append((name, bool(builtin), builtin or value))
+        found, names = dict(self.found), set(self.names)
+        closure = cells if fn.__closure__ else None
+        made = self.describe(fn, True), defaults, fn.__kwdefaults__, tuple(described), fn.__doc__, closure
+        try:
+            return _PLAIN_FUNCTION + marshal.dumps(made, _MARSHAL_VERSION)
+        except ValueError:  # a name, say, that is not exactly a string
+            self.found, self.names = found, names
+            return b""
+
     def imports(self, entries: list[Any]) -> tuple[str, ...]:
         """Submodules that the code names and that are imported here: `import a.b` binds only `a`."""
         wanted = set()
@@ -728,7 +768,12 @@ class _Collector:
         return tuple(sorted(wanted))
 
     def pickle(self, obj: Any, root: bool = False, final: list[Definition] | None = None) -> _Unit:
-        """Pickle one object, with cloudpickle when the C pickler alone cannot."""
+        """Pickle one object: by `marshal` if it is plain, by cloudpickle when the C pickler alone cannot."""
+        if final is None:
+            unit = _Unit()
+            unit.data = self.plain_function(obj) if root and type(obj) is FunctionType else _plain_value(obj)
+            if unit.data:
+                return unit
         light = not (root and isinstance(obj, type))
         while True:
             unit = _Unit()
@@ -747,6 +792,30 @@ class _Collector:
                 if not light or not isinstance(error, _RETRY):
                     raise Unsendable("", _reason(error)) from error
             light = False
+
+
+_SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None), type(...)})
+
+
+def _plain(value: Any) -> bool:
+    """Whether `marshal` writes a value as the pickler would: scalars, and short tuples of them.
+
+    Longer or deeper ones are the pickler's business, which remembers what it has seen.
+    """
+    kind = type(value)
+    if kind is tuple:
+        return len(value) <= 16 and all(type(part) in _SCALARS for part in value)
+    return kind in _SCALARS
+
+
+def _builtin_name(value: Any) -> str:
+    """The name under which a built-in type such as `int` is found everywhere; empty for anything else."""
+    known = type(value) is type and vars(sys.modules["builtins"]).get(value.__name__) is value
+    return str(value.__name__) if known else ""
+
+
+def _plain_value(value: Any) -> bytes:
+    return _PLAIN_VALUE + marshal.dumps(value, _MARSHAL_VERSION) if _plain(value) else b""
 
 
 def _reason(error: BaseException) -> str:
@@ -785,8 +854,6 @@ _pickler_kinds: dict[bool, Any] = {}
 
 
 def _make_pickler(base: Any, light: bool) -> Any:
-    import io
-
     class Pickler(base):  # type: ignore[misc]
         def __init__(
             self, collector: _Collector, unit: _Unit, root: Any, final: list[Definition] | None
@@ -867,9 +934,7 @@ def _make_pickler(base: Any, light: bool) -> Any:
             return _make_class, (make, arguments), *rest
 
         def function(self, fn: FunctionType, root: bool) -> Reduced:
-            if root and fn.__globals__.get(fn.__qualname__) is fn and not _uses_real_module(fn):
-                space = self.collector.space(fn.__module__ or "", fn.__globals__)
-                self.collector.found[space, fn.__qualname__] = None
+            described = self.collector.describe(fn, root)
             cells = None
             filled: tuple[Any, ...] = ()
             if fn.__closure__:
@@ -879,8 +944,6 @@ def _make_pickler(base: Any, light: bool) -> Any:
                     for stand_in, cell in zip(cells, fn.__closure__, strict=True)
                     if _contents(cell) is not _MISSING
                 )
-            space = self.collector.namespace_of(fn)
-            code = _marshal_code(fn.__code__)
             extra: dict[str, Any] = dict(fn.__dict__)
             parameters = getattr(fn, "__type_params__", None)
             state = (
@@ -892,8 +955,7 @@ def _make_pickler(base: Any, light: bool) -> Any:
                 parameters or None,
                 filled,
             )
-            made = (code, space, fn.__name__, fn.__qualname__, fn.__module__, cells, root)
-            return _make_function, made, state, None, None, _fill_function
+            return _make_function, (*described, cells, root), state, None, None, _fill_function
 
         def cell(self, cell: CellType) -> _Cell:
             return self.cells.setdefault(id(cell), (cell, _Cell()))[1]
@@ -1033,7 +1095,7 @@ def _address(root: _Node) -> tuple[Definition, int]:
                 break
         else:
             return root.address
-    with _lock:
+    with _definitions.lock:
         nodes, edges = _walk(root)
         for group in _components(root, edges):
             _settle(group, edges)
@@ -1259,28 +1321,94 @@ def _record(fn: Callable[..., Any]) -> Definition:
     return _record_pickled(fn)
 
 
+def made_from(fn: Callable[..., Any], definition: Definition) -> tuple[Any, ...] | None:
+    """What must still be the same objects for `record(fn)` to be `definition`, as comparisons that are made
+    without asking here; None if there is more to it.
+
+    The kinds, in the order that `crates/python/src/known.rs` numbers them: the function's attribute of this
+    name is this object (0), or an empty dictionary (1); the dictionary has this object under the name (2), or
+    nothing (3), or the function itself (4).
+    """
+    if type(fn) is not FunctionType or fn.__closure__ is not None or fn.__kwdefaults__ or fn.__dict__:
+        return None
+    names = (
+        "__code__",
+        "__defaults__",
+        "__kwdefaults__",
+        "__name__",
+        "__qualname__",
+        "__module__",
+        "__doc__",
+    )
+    checks: list[tuple[int, Any, str, Any]] = [(0, None, name, getattr(fn, name)) for name in names]
+    checks += [(1, None, "__dict__", None), (2, globals(), "_epoch", _epoch)]
+    if _by_value(fn):
+        node = _node_of(fn)
+        alone = node.closure is not None and len(node.closure) == 1 and node.checked == _epoch
+        if not alone or not node.immutable or node.address != (definition, 0) or _annotations(fn):
+            return None
+        if node.stamps is None or len(node.stamps) != 1:
+            return None
+        if not _uses_real_module(fn):
+            stamps = _Stamps()
+            for name in _global_names(fn.__code__)[0]:
+                value = fn.__globals__.get(name, _MISSING)
+                if value is _MISSING:
+                    checks.append((3, fn.__globals__, name, None))
+                elif type(value) is ModuleType or stamps.want(value) is value:
+                    checks.append((2, fn.__globals__, name, value))
+                else:
+                    return None
+        return tuple(checks)
+    known = _references.get(id(fn))
+    if known is None or known.ref() is not fn or known.definition is not definition:
+        return None
+    module = sys.modules.get(fn.__module__)
+    if type(module) is not ModuleType or vars(module).get(fn.__qualname__) is not fn:
+        return None
+    checks += [(2, sys.modules, fn.__module__, module), (4, vars(module), fn.__qualname__, None)]
+    return tuple(checks)
+
+
 def _record_pickled(fn: Callable[..., Any]) -> Definition:
     # Bound methods are made anew at each access; what they are bound to is what lasts.
     anchor = fn.__self__ if isinstance(fn, MethodType) else fn
     key = id(anchor) ^ id(fn.__func__) if isinstance(fn, MethodType) else id(fn)
     deps: list[Definition] = []
-    try:
-        data = _pickle.dumps(fn, 5)
-    except Exception:
-        data = b"__main__"
-    if not plain_pickles_suffice(data):
-        data, deps = _dumps(fn)
+    name = _importable_name(fn)
+    if name:
+        data = _NAMED + marshal.dumps(name, _MARSHAL_VERSION)
+    else:
+        try:
+            data = _pickle.dumps(fn, 5)
+        except Exception:
+            data = b"__main__"
+        if not plain_pickles_suffice(data):
+            data, deps = _dumps(fn)
+        data = _PLAIN + data
     known = _references.get(key)
     ids = [dep.id for dep in deps]
     if known is not None and known.ref() is anchor and known.fixed == data and known.deps == ids:
         return known.definition
-    definition = _new_definition(_PLAIN + data, deps)
+    definition = _new_definition(data, deps)
     try:
         ref = _weakref.ref(anchor, _dropper(_references, key))
     except TypeError:
         return definition
     _references[key] = _Referenced(ref, definition, ids, data)
     return definition
+
+
+def _importable_name(fn: Callable[..., Any]) -> tuple[str, str] | None:
+    """Module and name of a function or class for which these say all, as its pickle would."""
+    kind = type(fn)
+    if kind is not FunctionType and kind is not type:
+        if kind is not BuiltinFunctionType or type(fn.__self__) is not ModuleType:  # type: ignore[attr-defined]
+            return None
+    module, qualname = fn.__module__, fn.__qualname__
+    if type(module) is not str or type(qualname) is not str:
+        return None
+    return (module, qualname) if _importable(module) and _resolves(fn, module, qualname) else None
 
 
 def dumps(obj: Any, name: str = "args") -> tuple[bytes, list[Definition]]:
@@ -1302,7 +1430,7 @@ def _dumps(obj: Any) -> tuple[bytes, list[Definition]]:
     entries = collector.entries()
     data = unit.data
     if entries or collector.namespaces:
-        with _lock:
+        with _definitions.lock:
             body = _Body(unit, collector.namespaces, entries, collector.imports(entries))
             body.announce()
 
@@ -1437,275 +1565,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# Worker side --------------------------------------------------------------------------------------
-
-
-def is_lasting(fn: Any) -> bool:
-    """Whether a callable may be kept from one task to the next.
-
-    Functions and classes may. A bound method, a partial or any other object with a state of its own is
-    unpickled anew, so that a task never sees what an earlier one did to it.
-    """
-    return isinstance(fn, (FunctionType, type)) or (
-        isinstance(fn, BuiltinFunctionType) and isinstance(fn.__self__, (ModuleType, type(None)))
-    )
-
-
-class _Worker:
-    """All that a worker knows of its parent's definitions."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[int, bytes] = {}
-        self.groups: dict[int, tuple[Any, ...]] = {}
-        self.objects: dict[Address, Any] = {}
-        self.addresses: dict[int, Address] = {}  # by id(): the object is held by `objects`
-        self.aliases: dict[int, Address] = {}
-        self.spaces: dict[str, dict[str, Any]] = {}
-        self.modules: dict[str, ModuleType] = {}  # those that no import finds, by namespace key
-        self.sent: dict[tuple[str, str], tuple[Any, Any]] = {}
-        self.loading: list[_Load] = []
-        self.undo: list[Callable[[], object]] = []  # what the outermost load under way did, to be taken back
-
-    def resolve(self, definition_id: int, index: int) -> Any:
-        obj = self.objects.get((definition_id, index), _MISSING)
-        if obj is not _MISSING:
-            return obj
-        with _lock:
-            if not self.loading:
-                self.resolve_foundations(definition_id)
-            obj = self.objects.get((definition_id, index), _MISSING)
-            return obj if obj is not _MISSING else self.load(definition_id, index)
-
-    def resolve_foundations(self, definition_id: int) -> None:
-        """Load what a definition refers to from the bottom up: a long chain of functions must not recurse."""
-        order: list[int] = []
-        seen: set[int] = set()
-        todo = [(definition_id, False)]
-        while todo:
-            each, visited = todo.pop()
-            if visited:
-                order.append(each)
-            elif each not in seen and (each, 0) not in self.objects:
-                seen.add(each)
-                todo.append((each, True))
-                todo.extend((other, False) for other in self.foundations(each))
-        for each in order[:-1]:
-            for index in range(len(self.groups.get(each, ()))):
-                if (each, index) not in self.objects:
-                    self.load(each, index)
-
-    def foundations(self, definition_id: int) -> Iterator[int]:
-        group = self.groups.get(definition_id)
-        if group is None:
-            blob = self.blobs.get(definition_id, b"")
-            if blob[:1] == _ALIAS:
-                yield marshal.loads(memoryview(blob)[1:])[0]
-            if blob[:1] != _GROUP:
-                return
-            group = self.groups[definition_id] = marshal.loads(memoryview(blob)[1:])
-        for _, refs, _, entries, _ in group:
-            named = list(refs)
-            for _, _, kind, value in entries:
-                named += [value] if kind == _REF else value[1] if kind == _BLOB else ()
-            yield from (other for other, _ in named if other != _SELF)
-
-    def load(self, definition_id: int, index: int) -> Any:
-        group = self.groups.get(definition_id)
-        if group is None:
-            blob = self.blobs.get(definition_id)
-            if blob is None:
-                raise _pickle.UnpicklingError(f"definition {definition_id} was never sent to this worker")
-            kind, data = blob[:1], memoryview(blob)[1:]
-            if kind == _PLAIN:
-                # Without an address: a result names such an object as its own pickle does.
-                obj = _pickle.loads(data)
-                if is_lasting(obj):
-                    self.objects[definition_id, 0] = obj
-                return obj
-            if kind == _ALIAS:
-                obj = self.resolve(*marshal.loads(data))
-                self.objects[definition_id, 0] = obj
-                return obj
-            group = self.groups[definition_id] = marshal.loads(data)
-        load = _Load(definition_id, index, group[index])
-        start = len(self.undo)
-        self.loading.append(load)
-        try:
-            obj = _pickle.loads(load.data)
-        except BaseException:
-            # The next task must find neither what is half filled, nor what was loaded meanwhile and refers to
-            # it.
-            while len(self.undo) > start:
-                self.undo.pop()()
-            raise
-        finally:
-            self.loading.pop()
-            if not self.loading:
-                self.undo.clear()
-        return obj
-
-    def register(self, address: Address, obj: Any) -> None:
-        self.objects[address] = obj
-        self.addresses[id(obj)] = address
-
-    def unregister(self, address: Address) -> None:
-        obj = self.objects.pop(address, _MISSING)
-        if obj is not _MISSING and self.addresses.get(id(obj)) == address:
-            del self.addresses[id(obj)]
-
-    def created(self, obj: Any) -> None:
-        """The object being loaded exists, still empty: from here on, cycles find it."""
-        load = self.loading[-1]
-        address = load.definition_id, load.index
-        self.register(address, obj)
-        self.undo.append(lambda: self.unregister(address))
-        self.install(load)
-
-    def reference(self, load: _Load, address: Address) -> Any:
-        definition_id, index = address
-        return self.resolve(load.definition_id if definition_id == _SELF else definition_id, index)
-
-    def install(self, load: _Load) -> None:
-        for name in load.imports:
-            _import(name)
-        for space, name, kind, value in load.entries:
-            key: Any = (kind, value)
-            if kind == _REF:
-                key = (kind, (load.definition_id if value[0] == _SELF else value[0], value[1]))
-            elif kind == _BLOB:
-                key = (
-                    kind,
-                    value[0],
-                    [(load.definition_id if r[0] == _SELF else r[0], r[1]) for r in value[1]],
-                )
-            last = self.sent.get((space, name))
-            if last is not None and last[0] == key:
-                continue
-            names = self.namespace(space, load)
-            if name in names and (last is None or names[name] is not last[1]):
-                continue  # bound by the worker itself, which wins
-            if kind == _GONE:
-                self.bind(names, space, name, key, _MISSING)
-                continue
-            if kind == _REF:
-                made = self.reference(load, value)
-            elif kind == _MODULE:
-                made = _import(value)
-            else:
-                made = self.unpickle_global(load, value)
-            last = self.sent.get((space, name))
-            if last is None or last[0] != key:  # a nested load may have installed it
-                self.bind(names, space, name, key, made)
-
-    def bind(self, names: dict[str, Any], space: str, name: str, key: Any, value: Any) -> None:
-        before, sent = names.get(name, _MISSING), self.sent.get((space, name))
-
-        def put(value: Any, sent: tuple[Any, Any] | None) -> None:
-            if value is _MISSING:
-                names.pop(name, None)
-            else:
-                names[name] = value
-            if sent is None:
-                self.sent.pop((space, name), None)
-            else:
-                self.sent[space, name] = sent
-
-        put(value, (key, value))
-        self.undo.append(lambda: put(before, sent))
-
-    def unpickle_global(self, load: _Load, unit: tuple[bytes, tuple[Address, ...]]) -> Any:
-        self.loading.append(load.part(unit))
-        try:
-            return _pickle.loads(unit[0])
-        finally:
-            self.loading.pop()
-
-    def namespace(self, key: str, load: _Load | None = None) -> dict[str, Any]:
-        names = self.spaces.get(key)
-        if names is None:
-            if key.startswith("import "):
-                names = vars(_import(key[7:]))
-            elif key == "__main__":
-                names = vars(sys.modules["__main__"])
-            else:
-                described = dict(load.namespaces).get(key) if load is not None else None
-                module, package, file = described or (key.partition(" ")[0], None, None)
-                # The module object carries the namespace; it stays out of sys.modules, where imports would
-                # find it.
-                made = self.modules[key] = ModuleType(module or "__main__")
-                names = vars(made)
-                names["__builtins__"] = sys.modules["builtins"]
-                names["__package__"] = package
-                if file is not None:
-                    names["__file__"] = file
-            self.spaces[key] = names
-        return names
-
-
-class _Load:
-    """One body being unpickled: whose it is, and what its positions mean."""
-
-    __slots__ = ("data", "definition_id", "entries", "imports", "index", "namespaces", "refs")
-
-    def __init__(self, definition_id: int, index: int, wire: tuple[Any, ...]) -> None:
-        self.definition_id = definition_id
-        self.index = index
-        self.data, self.refs, self.namespaces, self.entries, self.imports = wire
-
-    def part(self, unit: tuple[bytes, tuple[Address, ...]]) -> _Load:
-        return _Load(self.definition_id, self.index, (*unit, self.namespaces, (), ()))
-
-
-_worker = _Worker()
-
-
-def start_worker(
-    main_file: str | None = None, main_name: str | None = None, main_package: str | None = None
-) -> None:
-    """Give this process an empty `__main__` and forget every definition.
-
-    `main_file`, `main_name` (the module name given to `python -m`) and `main_package` are those of the
-    parent's main module, which is never run here.
-    """
-    global _worker
-    main = ModuleType("__main__")
-    names = vars(main)
-    names["__builtins__"] = sys.modules["builtins"]
-    if main_file is not None:
-        names["__file__"] = main_file
-    if main_package is not None:
-        names["__package__"] = main_package
-    if main_name is not None:
-        spec: Any = getattr(sys, "__spec__", None)  # spares the import of importlib.machinery
-        main.__spec__ = type(spec)(main_name, None, origin=main_file)
-    sys.modules["__main__"] = main
-    _worker = _Worker()
-
-
-def define(definition_id: int, blob: bytes) -> None:
-    """Store a definition. Nothing is unpickled, so no code of the user runs."""
-    _worker.blobs[definition_id] = blob
-
-
-def forget(definition_id: int) -> None:
-    """Drop a definition that no message will name again. Objects that the user's code still holds live on.
-
-    Classes keep their address: an instance may still come back, and sent by value, it would reset the
-    parent's class.
-    """
-    worker = _worker
-    worker.blobs.pop(definition_id, None)
-    group = worker.groups.pop(definition_id, None)
-    for index in range(len(group) if group else 1):
-        if not isinstance(worker.objects.get((definition_id, index)), type):
-            worker.unregister((definition_id, index))
-
-
-def resolve(definition_id: int, index: int = 0) -> Any:
-    """The function, class or callable behind a definition, unpickled when first asked for."""
-    return _worker.resolve(definition_id, index)
-
-
 def dumps_result(obj: Any, name: str = "result") -> bytes:
     """Pickle a result that plain pickling refuses or would tie to `__main__`.
 
@@ -1738,8 +1597,6 @@ _result_pickler_kinds: dict[bool, Any] = {}
 def _result_pickler(light: bool) -> Any:
     kind = _result_pickler_kinds.get(light)
     if kind is None:
-        import io
-
         if light:
             base: Any = _pickle.Pickler
         else:
@@ -1759,7 +1616,7 @@ def _result_pickler(light: bool) -> Any:
             def reducer_override(self, obj: Any) -> Any:
                 kind = type(obj)
                 if kind is FunctionType or issubclass(kind, type):
-                    address = _worker.addresses.get(id(obj))
+                    address = _definitions.address_of(obj)
                     if address is not None:
                         return resolve_parent, (address if address[1] else address[:1])
                     if light and obj not in _BUILTIN_TYPES and _by_value(obj):
@@ -1770,91 +1627,3 @@ def _result_pickler(light: bool) -> Any:
 
         kind = _result_pickler_kinds[light] = ResultPickler
     return kind
-
-
-# What pickles call in the worker ------------------------------------------------------------------
-
-
-def _ref(position: int) -> Any:
-    load = _worker.loading[-1]
-    return _worker.reference(load, load.refs[position])
-
-
-def _load_body(wire: bytes) -> Any:
-    """Arguments that hold functions: their globals first, then the arguments themselves."""
-    with _lock:
-        load = _Load(0, 0, marshal.loads(wire))
-        worker = _worker
-        worker.loading.append(load)
-        try:
-            worker.install(load)
-            return _pickle.loads(load.data)
-        finally:
-            worker.loading.pop()
-            if not worker.loading:
-                worker.undo.clear()
-
-
-def _import(name: str) -> Any:
-    __import__(name)
-    return sys.modules[name]
-
-
-def _made_module(space: str) -> ModuleType:
-    worker = _worker
-    worker.namespace(space, worker.loading[-1] if worker.loading else None)
-    return worker.modules[space]
-
-
-def _fill_module(module: ModuleType, state: dict[str, Any]) -> None:
-    vars(module).update(state)
-
-
-def _new_cell() -> CellType:
-    return CellType()
-
-
-def _make_class(make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    cls = make(*arguments)
-    _worker.created(cls)
-    return cls
-
-
-def _make_function(
-    code: bytes,
-    space: str,
-    name: str,
-    qualname: str,
-    module: str | None,
-    cells: tuple[CellType, ...] | None,
-    root: bool,
-) -> FunctionType:
-    worker = _worker
-    load = worker.loading[-1] if worker.loading else None
-    fn = FunctionType(marshal.loads(code), worker.namespace(space, load), name, None, cells)
-    fn.__qualname__ = qualname
-    fn.__module__ = module  # type: ignore[assignment]
-    if root:
-        worker.created(fn)
-    return fn
-
-
-def _fill_function(fn: FunctionType, state: tuple[Any, ...]) -> None:
-    defaults, kwdefaults, annotations, doc, attributes, parameters, filled = state
-    fn.__defaults__ = defaults
-    fn.__kwdefaults__ = kwdefaults
-    fn.__doc__ = doc
-    if annotations:
-        fn.__annotations__ = annotations
-    if attributes:
-        fn.__dict__.update(attributes)
-    if parameters:
-        fn.__type_params__ = parameters  # type: ignore[attr-defined,unused-ignore]
-    for cell, value in filled:
-        cell.cell_contents = value
-
-
-def _cached(fn: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
-    from functools import lru_cache
-
-    return lru_cache(maxsize, typed)(fn)

@@ -7,23 +7,24 @@ import os
 import sys
 import threading
 from concurrent.futures import thread as _thread_pool
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 # Imported here, with the user's own import, and not by the first call in some thread: a fork of the
 # process in the middle of an import would leave the child waiting for it.
 from rightlane import _byvalue, _future, _native, _world
 
+TYPE_CHECKING = False  # nothing here needs `typing` at run time, and its import takes two milliseconds
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
+    from typing import Any, Literal, ParamSpec, TypeVar
 
     from rightlane._future import Future
 
-__all__ = ["Executor", "ExecutorView"]
+    P = ParamSpec("P")
+    T = TypeVar("T")
+    Lane = Literal["auto", "process", "thread", "inline"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
-Lane = Literal["auto", "process", "thread", "inline"]
+__all__ = ["Executor", "ExecutorView"]
 
 _LANES = ("auto", "process", "thread", "inline")
 _MOST_WORKERS = 4096
@@ -122,7 +123,9 @@ class ExecutorView(concurrent.futures.Executor):
         if not iterables:
             raise TypeError("map() needs at least one iterable")
         spread = len(iterables) > 1
-        items: Iterator[Any] = zip(*iterables, strict=False) if spread else iter(iterables[0])
+        items: Iterable[Any] = zip(*iterables, strict=False) if spread else iterables[0]
+        if type(items) is not range or buffersize is not None:
+            items = iter(items)
         sized = any(hasattr(type(iterable), "__len__") for iterable in iterables)
         return self._engine.map(self._lane, fn, items, spread, sized, buffersize, timeout, chunksize)
 

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import concurrent.futures
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rightlane import _native
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from typing import Any, TypeVar
 
-__all__ = ["Future"]
-
-T = TypeVar("T")
-
-if TYPE_CHECKING:
+    T = TypeVar("T")
 
     class _Bases(concurrent.futures.Future[T]):
         pass
 
 else:
+    T = object  # at run time the parameter of `Future[T]` means nothing, and `typing` is slow to import
 
-    class _Bases(_native.FutureCore, concurrent.futures.Future, Generic[T]):
+    class _Bases(_native.FutureCore, concurrent.futures.Future):
         __slots__ = ()
 
 

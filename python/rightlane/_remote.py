@@ -21,7 +21,7 @@ from __future__ import annotations
 import _pickle
 import marshal
 
-from rightlane import _byvalue
+from rightlane import _byvalue, _definitions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _loads(data: bytes) -> Any:
     class Unpickler(_pickle.Unpickler):
         def find_class(self, module: str, name: str, /) -> Any:
             if name == "resolve_parent" and module == _byvalue.__name__:
-                return _byvalue.resolve
+                return _definitions.resolve
             return super().find_class(module, name)
 
     return Unpickler(io.BytesIO(data)).load()

@@ -6,12 +6,11 @@ result's time, and serves the engine until that goes away.
 
 from __future__ import annotations
 
-import _pickle  # noqa: F401 - so that workers have it
 import _signal  # type: ignore[import-not-found]  # unlike `signal`, it imports nothing
 import posix
 import sys
 
-from rightlane import _byvalue, _native, _worker, _world  # noqa: F401 - so that workers have them
+from rightlane import _native, _worker
 
 _SITE_PATIENCE_S = 1.0
 
@@ -21,7 +20,7 @@ def main() -> None:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     code = 0
     try:
-        seat = _native.serve_template(_fork, _run_site)
+        seat = _native.serve_template(_fork, _run_site, _warm_up)
         if seat is not None:
             code = _worker.main(seat)
     except BaseException:
@@ -35,6 +34,22 @@ def main() -> None:
 def _fork() -> int:
     # So that the hooks of imported modules run (rule 19): this is `os.fork`, without importing `os`.
     return posix.fork()
+
+
+def _warm_up() -> bool:
+    """Import the next thing that most workers need, but not for their first task; False when nothing is left.
+
+    All of it is the standard library's or ours, and starts no thread.
+    """
+    if _WARMERS:
+        try:
+            __import__(_WARMERS.pop(0))
+        except BaseException:
+            _WARMERS.clear()  # whoever needs it will be told
+    return bool(_WARMERS)
+
+
+_WARMERS = ["os", "_pickle", "rightlane._byvalue", "rightlane._remote"]
 
 
 def _run_site() -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from rightlane import _byvalue, _native, _world
+from rightlane import _definitions, _native, _world
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,19 +29,18 @@ class _Hooks:
     """What the native loop calls. Its answers are plain values."""
 
     def __init__(self) -> None:
-        self.define = _byvalue.define
-        self.forget = _byvalue.forget
-        self.dumps = _byvalue.dumps_result
+        self.define = _definitions.define
+        self.forget = _definitions.forget
         self._site_ran = False
         self._notice: bytes | None = None
 
     def boot(self, world: bytes) -> None:
         """Become a worker of this caller."""
         if world:
-            _byvalue.start_worker(*_world.main_module(world))
+            _definitions.start_worker(*_world.main_module(world))
             _world.apply(world)
         else:
-            _byvalue.start_worker()
+            _definitions.start_worker()
         if hasattr(sys.stdout, "reconfigure"):
             # A line is out when it is printed, also if a later task of the same batch kills this process.
             sys.stdout.reconfigure(line_buffering=True)
@@ -52,11 +51,11 @@ class _Hooks:
     def resolve(self, definition_id: int) -> tuple[Any, bool]:
         """The function behind a definition, and whether it may be kept for later tasks."""
         function = self._resolve(definition_id)
-        return function, _byvalue.is_lasting(function)
+        return function, _definitions.is_lasting(function)
 
     def _resolve(self, definition_id: int) -> Any:
         try:
-            return _byvalue.resolve(definition_id)
+            return _definitions.resolve(definition_id)
         except ImportError:
             if self._site_ran:
                 raise
@@ -66,7 +65,7 @@ class _Hooks:
         import site
 
         site.main()
-        return _byvalue.resolve(definition_id)
+        return _definitions.resolve(definition_id)
 
     def take_notices(self) -> bytes | None:
         """What the engine should know, once."""
@@ -74,6 +73,12 @@ class _Hooks:
         if notice is not None:
             self._notice = None
         return notice
+
+    def dumps(self, result: object) -> bytes:
+        """A result that plain pickling refuses or would tie to `__main__`."""
+        from rightlane import _byvalue
+
+        return _byvalue.dumps_result(result)
 
     def pack(self, error: BaseException) -> bytes:
         """An exception for the wire."""
@@ -83,6 +88,8 @@ class _Hooks:
 
     def unreadable(self, error: BaseException, what: str) -> tuple[str, str]:
         """Message and path of something that cannot be pickled (`what` names it) or unpickled (empty)."""
+        from rightlane import _byvalue
+
         reason = f"{type(error).__qualname__}: {error}"[:2000]
         if isinstance(error, _byvalue.Unsendable):
             text = f"{error.path} cannot be sent back from the worker: {error.reason}"

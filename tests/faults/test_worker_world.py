@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import rightlane as rl
 from support import Start
 
 pytestmark = pytest.mark.stress
@@ -238,6 +241,42 @@ def test_the_users_main_is_never_run_again(start: Start, tmp_path: Path) -> None
             assert list(ex.map(f, range(100))) == list(range(1, 101))
     """)
     assert script.succeeds().count("main runs") == 1
+
+
+def test_a_template_is_ready_with_next_to_nothing_imported() -> None:
+    """What it imports is part of the first result's time."""
+    home = str(Path(rl.__file__).parents[1])
+    code = (
+        "import sys; before = set(sys.modules); sys.path.insert(0, sys.argv[1]);"
+        "from rightlane import _template; print(*sorted(set(sys.modules) - before - {'__future__'}))"
+    )
+    command = [sys.executable, "-P", "-s", "-S", "-c", code, home]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    own = ("_core", "_definitions", "_native", "_template", "_worker", "_world")
+    assert run.stdout.split() == ["rightlane", *(f"rightlane.{name}" for name in own)]
+
+
+def test_an_idle_template_imports_what_later_tasks_need(start: Start) -> None:
+    """rule 19: without a thread; nothing of it is missing in a worker that was forked before."""
+    start("""
+        import os, sys, time
+        import rightlane as rl
+        class Made: pass
+        def look():
+            return {"os", "_pickle", "rightlane._byvalue"} <= set(sys.modules)
+        def give():
+            return Made(), len(os.listdir("/proc/self/task"))
+        end = time.monotonic() + 60
+        with rl.Executor(1, lane="process") as first:
+            assert type(first.submit(give).result()[0]) is Made
+            warm = False
+            while not warm:
+                assert time.monotonic() < end
+                with rl.Executor(1, lane="process") as ex:
+                    warm = ex.submit(look).result()
+                    threads = ex.submit(give).result()[1]
+            assert threads == 2, threads
+    """).succeeds()
 
 
 def test_random_numbers_differ_between_workers(start: Start) -> None:

@@ -45,7 +45,7 @@ import sys, types, _pickle
 package = types.ModuleType("rightlane")
 package.__path__ = [sys.argv[1]]
 sys.modules["rightlane"] = package
-from rightlane import _byvalue, _remote, _world
+from rightlane import _byvalue, _definitions, _remote, _world
 source, sink = sys.stdin.buffer, sys.stdout.buffer
 sys.stdout = sys.stderr
 
@@ -58,16 +58,16 @@ def serve():
         reply = True
         if kind == "world":
             _world.apply(rest[0])
-            _byvalue.start_worker(*_world.main_module(rest[0]))
+            _definitions.start_worker(*_world.main_module(rest[0]))
         elif kind == "define":
-            _byvalue.define(*rest)
+            _definitions.define(*rest)
         elif kind == "forget":
-            _byvalue.forget(*rest)
+            _definitions.forget(*rest)
         elif kind == "modules":
             reply = sorted(sys.modules)
         else:
             try:
-                fn = _byvalue.resolve(rest[0])
+                fn = _definitions.resolve(rest[0])
                 args, kwargs = _pickle.loads(rest[1])
                 result = fn(*args, **kwargs)
                 try:

@@ -39,6 +39,64 @@ def test_a_plain_main_function_needs_no_cloudpickle(tmp_path: Path) -> None:
     )
 
 
+def test_plain_functions_and_globals_need_no_pickler(tmp_path: Path) -> None:
+    """rules 5 and 6: nor does anything about them differ from those that do."""
+    main(
+        """
+        import inspect, math
+        PROTO = b"\\x80"
+        def data(fn):
+            record(fn)
+            return _byvalue._node_of(fn).body.unit.data[:1]
+        def blobs(fn): return [value.data[:1] for _, _, kind, value in _byvalue._node_of(fn).body.entries
+                               if kind == _byvalue._BLOB]
+        number, flag, text, nan = 1, True, "é\\ud800", math.nan
+        pair_, big, listed = (1, "a"), tuple(range(17)), [1]
+        def plain(a: int, b: "str" = "b", *c: None, d: float = 1.5, **e) -> bool:
+            "A text."
+            return a, b, c, d, e, number, flag, text, nan != nan, pair_, len(big), listed
+        assert data(plain) == b"F" and sorted(blobs(plain)) == 5 * [b"V"] + 2 * [PROTO]
+        expected = 1, "x", (3,), 2.5, {"k": 4}, 1, True, text, True, (1, "a"), 17, [1]
+        assert w(plain, 1, "x", 3, d=2.5, k=4) == expected
+        assert [type(part) for part in w(plain, 1)[5:7]] == [int, bool]
+        def look(): return (plain.__doc__, plain.__defaults__, plain.__kwdefaults__, plain.__annotations__,
+                            plain.__module__, plain.__qualname__, str(inspect.signature(plain)))
+        assert w(look) == look()
+        number = True
+        assert w(plain, 1)[5] is True
+        number = 1
+        assert w(plain, 1)[5] == 1 and w(plain, 1)[5] is not True
+
+        def closure(k, empty=False):
+            if empty: late = 1
+            def inner(): return k
+            def hole(): return late
+            return inner, hole
+        inner, hole = closure((1, None, b"x"))
+        assert data(inner) == data(hole) == b"F" and w(inner) == (1, None, b"x")
+        try: w(hole)
+        except NameError: pass
+        else: raise AssertionError
+        assert w(inner) is not w(closure(2)[0])
+        class Int(int): pass
+        for value in (Int(3), [1], big, ((1,),), range(3), bytearray(b"x"), {1}):
+            assert data(closure(value)[0]) == PROTO, value
+        def wrapped(): return 1
+        wrapped.note = 1
+        def annotated(x: list[int]): return x
+        assert data(wrapped) == data(annotated) == PROTO and w(annotated, 2) == 2
+        class Name(str): pass
+        def renamed(): return number
+        renamed.__name__ = Name("other")
+        assert data(renamed) == PROTO and w(renamed) == 1
+        def same(): return fib
+        def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)
+        assert data(fib) == b"F" and w(fib, 10) == 55
+        """,
+        tmp_path,
+    )
+
+
 def test_importable_callables_go_by_reference(tmp_path: Path) -> None:
     main(
         """
@@ -46,7 +104,7 @@ def test_importable_callables_go_by_reference(tmp_path: Path) -> None:
         some = operator.itemgetter(0), [].append, "a".join, functools.partial(pow, 2)
         for fn in (math.sqrt, json.dumps, dict, *some):
             d = record(fn)
-            assert d.blob[:1] == b"P" and not d.deps
+            assert d.blob[:1] == (b"P" if fn in some else b"N") and not d.deps
         assert record(math.sqrt) is record(math.sqrt) and record(json.dumps) is record(json.dumps)
         assert record(dict) is record(dict)
         p = functools.partial(pow, 2)
@@ -504,12 +562,12 @@ def test_modules_that_a_worker_cannot_import(tmp_path: Path) -> None:
         exec("k = 1\\ndef f(): return k", scope)
         assert w(scope["f"]) == 1
         assert w(plain.make(1)) == 5 and b"co_" not in record(plain.f).blob[:1]
-        assert record(plain.f).blob[:1] == b"P"
+        assert record(plain.f).blob[:1] == b"N"
         cloudpickle.register_pickle_by_value(plain)
         plain.k = 40
         assert record(plain.f).blob[:1] == b"G" and w(plain.f) == 40 and w(plain.make(1)) == 41
         cloudpickle.unregister_pickle_by_value(plain)
-        assert record(plain.f).blob[:1] == b"P"
+        assert record(plain.f).blob[:1] == b"N"
         """,
         tmp_path,
     )

@@ -3,7 +3,7 @@
 //! The sizes start at one, because nothing is known, and grow at most fourfold from one measured
 //! piece to the next until a piece lasts [`TARGET_NS`]. So a map of no-ops soon moves in thousands and
 //! a map of slow tasks stays at one. Near the end pieces shrink with what is left, so that no worker
-//! sits on a long tail alone.
+//! sits on a long tail alone. A call of a function that is known already starts at its pace.
 
 /// How long a piece should last. Settled by the prototype: below it the cost of a message shows,
 /// above it the answer to the first item of a piece comes late.
@@ -14,6 +14,13 @@ pub const MOST_ITEMS: u64 = 16_384;
 
 /// The most items in a piece of the user's own size: a claim has 31 bits for the item.
 pub const MOST_FIXED_ITEMS: u64 = (1 << 31) - 1;
+
+/// What was measured of a function's tasks, for the next call of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    per_item_ns: f64,
+    largest_measured: u64,
+}
 
 /// The sizing of one call's pieces.
 #[derive(Clone, Debug)]
@@ -31,6 +38,21 @@ impl Sizer {
             per_item_ns: None,
             largest_measured: 0,
         }
+    }
+
+    /// Starts where another call of the same function is.
+    pub fn with_pace(mut self, pace: Pace) -> Sizer {
+        self.per_item_ns = Some(pace.per_item_ns);
+        self.largest_measured = pace.largest_measured;
+        self
+    }
+
+    /// What is known by now, if anything is.
+    pub fn pace(&self) -> Option<Pace> {
+        Some(Pace {
+            per_item_ns: self.per_item_ns?,
+            largest_measured: self.largest_measured,
+        })
     }
 
     /// A piece of `items` kept its runner busy for `busy_ns`.
@@ -92,6 +114,36 @@ mod tests {
         sizer.measured(10_000, 10_000);
         assert_eq!(sizer.next(100, 2), 25);
         assert_eq!(sizer.next(1, 2), 1);
+    }
+
+    #[test]
+    fn a_known_function_goes_on_at_its_pace() {
+        let mut sizer = Sizer::new(None);
+        assert_eq!(sizer.pace(), None);
+        sizer.measured(10, 10_000);
+        let pace = sizer.pace().expect("measured");
+        let mut next = Sizer::new(None).with_pace(pace);
+        assert_eq!(next.pace(), Some(pace));
+        assert_eq!(next.next(u64::MAX, 2), 40);
+        // It was wrong: the next pieces show it.
+        next.measured(40, 40_000_000_000);
+        assert_eq!(next.next(u64::MAX, 2), 1);
+        assert_eq!(Sizer::new(Some(7)).with_pace(pace).next(100, 2), 7);
+    }
+
+    /// A stream that is extended one item at a time: what has gathered behind the busy workers goes in a
+    /// few pieces, and the fewer there are, the smaller, so that nobody waits for company.
+    #[test]
+    fn a_trickle_is_shared_and_a_flood_goes_in_large_pieces() {
+        let mut sizer = Sizer::new(None);
+        for size in [1, 4, 16, 64, 256, 1024] {
+            sizer.measured(size, size * 1_000);
+        }
+        assert_eq!(
+            [1, 3, 10, 100].map(|left| sizer.next(left, 2)),
+            [1, 1, 3, 25]
+        );
+        assert_eq!(sizer.next(100_000, 2), 2_000);
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! One `submit` or `map`: which of its items wait, travel, or have ended.
+//! One `map`, or `submit`s of one function in a row: which of its items wait, travel, or have ended.
 //!
 //! Items are only ever counted here; what they are is the runtime's business. An item is in exactly
-//! one place: not read yet, waiting (never cut, or put back), in a piece, or settled.
+//! one place: not read yet, waiting (never cut, or put back), in a piece, or settled. An item that is
+//! cancelled while it waits is settled at once and leaves a tombstone, so that what waits around it
+//! need not move; it goes when the cutting comes to it.
 
-use crate::batch::Sizer;
+use crate::batch::{Pace, Sizer};
 use crate::event::Lane;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
 /// What a new call is.
@@ -19,6 +21,8 @@ pub struct CallSpec {
     pub items: u64,
     /// Whether no more will come.
     pub closed: bool,
+    /// What is known of the function's tasks from an earlier call of it.
+    pub pace: Option<Pace>,
 }
 
 #[derive(Debug)]
@@ -34,23 +38,31 @@ pub(crate) struct Call {
     next: u64,
     /// Ranges that came back from a dead worker or a revoked piece, in order.
     returned: VecDeque<Range<u64>>,
+    /// Tombstones: items of `returned` or from `next` on that were cancelled there. Neither `next` nor the
+    /// start of the first range in `returned` is ever one.
+    cancelled_waiting: BTreeSet<u64>,
     /// Items in pieces, on workers or lane threads.
     pub(crate) travelling: u64,
     pub(crate) settled: u64,
-    /// Whether the call stands in the queue.
+    /// Whether the call stands in the queue of those with items that were never cut.
     pub(crate) queued: bool,
 }
 
 impl Call {
     pub(crate) fn new(spec: &CallSpec) -> Call {
+        let sizer = Sizer::new(spec.chunk_items);
         Call {
             lane: spec.lane,
-            sizer: Sizer::new(spec.chunk_items),
+            sizer: match spec.pace {
+                Some(pace) => sizer.with_pace(pace),
+                None => sizer,
+            },
             items: spec.items,
             closed: spec.closed,
             cancelled: false,
             next: 0,
             returned: VecDeque::new(),
+            cancelled_waiting: BTreeSet::new(),
             travelling: 0,
             settled: 0,
             queued: false,
@@ -58,11 +70,22 @@ impl Call {
     }
 
     pub(crate) fn waiting(&self) -> u64 {
-        self.items - self.next + self.returned.iter().map(|r| r.end - r.start).sum::<u64>()
+        self.items - self.travelling - self.settled
     }
 
-    pub(crate) fn has_waiting(&self) -> bool {
-        self.next < self.items || !self.returned.is_empty()
+    /// Whether items wait that were never cut.
+    pub(crate) fn has_fresh(&self) -> bool {
+        self.next < self.items
+    }
+
+    /// Whether items wait that came back.
+    pub(crate) fn has_returned(&self) -> bool {
+        !self.returned.is_empty()
+    }
+
+    /// Whether workers hold items of it.
+    pub(crate) fn is_on_workers(&self) -> bool {
+        self.lane == Lane::Process && self.travelling > 0
     }
 
     pub(crate) fn done(&self) -> bool {
@@ -76,6 +99,8 @@ impl Call {
             Some(range) => (range.start, range.end),
             None => (self.next, self.items),
         };
+        let tombstone = self.cancelled_waiting.range(start..end).next();
+        let end = tombstone.copied().unwrap_or(end);
         let wanted = start..end.min(start.saturating_add(size));
         let len = fit(&wanted).clamp(1, wanted.end - wanted.start);
         let piece = start..start + len;
@@ -87,7 +112,38 @@ impl Call {
             None => self.next = piece.end,
         }
         self.travelling += len;
+        self.pass_tombstones();
         piece
+    }
+
+    fn pass_tombstones(&mut self) {
+        while let Some(range) = self.returned.front_mut()
+            && self.cancelled_waiting.remove(&range.start)
+        {
+            range.start += 1;
+            if range.is_empty() {
+                self.returned.pop_front();
+            }
+        }
+        while self.cancelled_waiting.remove(&self.next) {
+            self.next += 1;
+        }
+    }
+
+    /// Cancels an item that waits; false if it does not.
+    pub(crate) fn cancel_waiting(&mut self, item: u64) -> bool {
+        let waits = if item < self.next {
+            let at = self.returned.partition_point(|r| r.end <= item);
+            self.returned.get(at).is_some_and(|r| r.contains(&item))
+        } else {
+            item < self.items
+        };
+        if !waits || !self.cancelled_waiting.insert(item) {
+            return false;
+        }
+        self.settled += 1;
+        self.pass_tombstones();
+        true
     }
 
     /// Puts items of a piece back, before what else waits.
@@ -120,21 +176,47 @@ impl Call {
 
     /// Takes everything that waits, for a cancellation; the ranges are settled with this call.
     pub(crate) fn take_waiting(&mut self) -> Vec<Range<u64>> {
-        let mut taken: Vec<_> = self.returned.drain(..).collect();
-        if self.next < self.items {
-            taken.push(self.next..self.items);
-            self.next = self.items;
+        let mut ranges = std::mem::take(&mut self.returned);
+        ranges.push_back(self.next..self.items);
+        self.settled += self.waiting();
+        self.next = self.items;
+        let mut tombstones = std::mem::take(&mut self.cancelled_waiting)
+            .into_iter()
+            .peekable();
+        let mut taken = Vec::new();
+        for mut range in ranges {
+            while let Some(tombstone) = tombstones.next_if(|t| range.contains(t)) {
+                taken.push(range.start..tombstone);
+                range.start = tombstone + 1;
+            }
+            taken.push(range);
         }
-        self.settled += taken.iter().map(|r| r.end - r.start).sum::<u64>();
+        taken.retain(|range| !range.is_empty());
         taken
     }
 
     pub(crate) fn sanity_check(&self) {
         assert!(self.next <= self.items, "cut more than there is");
+        let returned = self.returned.iter().map(|r| r.end - r.start).sum::<u64>();
         assert_eq!(
-            self.settled + self.travelling + self.waiting(),
-            self.items,
+            self.settled + self.travelling + returned + (self.items - self.next),
+            self.items + self.cancelled_waiting.len() as u64,
             "an item is in two places or in none: {self:?}"
+        );
+        for tombstone in &self.cancelled_waiting {
+            let waits = |r: &Range<u64>| r.contains(tombstone);
+            assert!(
+                waits(&(self.next..self.items)) || self.returned.iter().any(waits),
+                "a tombstone outside of what waits: {self:?}"
+            );
+        }
+        let first = self.returned.front().map(|r| r.start);
+        assert!(
+            first
+                .into_iter()
+                .chain([self.next])
+                .all(|i| !self.cancelled_waiting.contains(&i)),
+            "what waits begins with a tombstone: {self:?}"
         );
         for pair in self.returned.iter().zip(self.returned.iter().skip(1)) {
             assert!(

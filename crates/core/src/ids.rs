@@ -3,7 +3,7 @@
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// One `submit` or one `map`, unique within an executor and never reused.
+/// One `map`, or `submit`s of one function in a row, unique within an executor and never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallId(pub u64);
 
@@ -13,7 +13,7 @@ pub struct CallId(pub u64);
 pub struct WorkerId(pub u32);
 
 /// The number of a piece among those sent to one worker; never used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PieceSeq(pub u64);
 
 impl PieceSeq {

@@ -9,7 +9,7 @@
 //! * [`batch`]: how many items travel together, by measured time.
 //! * [`scheduler`]: the reactor: queue, dispatch, worker life cycle, supervision.
 //!
-//! A **call** is one `submit` or one `map`: a row of items, known or still coming. A **piece** is a run of
+//! A **call** is one `map`, or `submit`s of one function in a row: items, known or still coming. A **piece** is a run of
 //! its items that travels to a worker as one message. An item is claimed by the worker before it is
 //! touched, and answered when it ends; so what a dead worker held is known exactly.
 
@@ -20,6 +20,7 @@ pub mod ids;
 pub mod scheduler;
 mod worker;
 
+pub use batch::Pace;
 pub use call::CallSpec;
 pub use event::{Action, Breakage, Claim, Event, Exit, Lane, Verdict};
 pub use ids::{CallId, Moment, PieceSeq, WorkerId};

@@ -7,8 +7,13 @@
 //!
 //! Order of service is first come, first served, across lanes: a call at the head that has no slot
 //! holds back what is behind it, so a stream of process tasks can't starve a thread task or the
-//! reverse. Fair share between calls will change `dispatch` and nothing else.
+//! reverse. What comes back from a worker goes before all that was never sent. Fair share between calls
+//! will change `dispatch` and nothing else.
+//!
+//! What happens once for each item, piece or call costs the same however many of them are pending, and
+//! at most the logarithm of the number of workers.
 
+use crate::batch::{Pace, TARGET_NS};
 use crate::call::{Call, CallSpec};
 use crate::event::{Action, Breakage, Claim, Event, Exit, Lane, Verdict};
 use crate::ids::{CallId, IdMap, Moment, PieceSeq, WorkerId};
@@ -18,6 +23,13 @@ use std::ops::Range;
 
 /// Failed boots in a row that break an executor (rule 10).
 pub const FAILED_BOOTS: u32 = 3;
+
+/// How long a first piece may run before a free slot is given the rest of it: pieces that last as long
+/// as they should are never split.
+pub const PATIENCE_NS: u64 = 2 * TARGET_NS;
+
+/// How far the patience grows where pieces are not even begun in time.
+pub const MOST_PATIENCE_NS: u64 = 1_000_000_000;
 
 /// What is fixed when an executor is made.
 #[derive(Clone, Debug)]
@@ -81,7 +93,12 @@ pub struct Scheduler {
     broken: Option<Breakage>,
     calls: IdMap<CallId, Call>,
     next_call: u64,
+    /// Calls with items that were never cut.
     queue: VecDeque<CallId>,
+    /// Calls with items that came back. They are served before the queue, the oldest one first.
+    returned: BTreeSet<CallId>,
+    /// How many items wait in each lane.
+    waiting: [u64; 2],
     workers: BTreeMap<WorkerId, Worker>,
     next_worker: u32,
     /// Workers that take work, by how many pieces they hold: the first one is the best choice, and the
@@ -89,8 +106,11 @@ pub struct Scheduler {
     room: BTreeSet<(usize, WorkerId)>,
     /// Workers that hold a piece.
     busy_workers: u32,
-    /// Pieces that stand behind another one, on any worker, so that nobody looks for them in vain.
-    behind: usize,
+    /// Pieces that stand behind another one and were not revoked, on any worker: the oldest call first.
+    behind: BTreeSet<(CallId, u64, WorkerId, PieceSeq)>,
+    /// Workers whose first piece may be split, by when it became the first.
+    fronts: BTreeSet<(Moment, WorkerId)>,
+    patience_ns: u64,
     busy_threads: u32,
     failed_boots: u32,
     /// A process could not be made while others work: no more are asked for until one of them answers.
@@ -109,11 +129,15 @@ impl Scheduler {
             calls: IdMap::default(),
             next_call: 0,
             queue: VecDeque::new(),
+            returned: BTreeSet::new(),
+            waiting: [0; 2],
             workers: BTreeMap::new(),
             next_worker: 0,
             room: BTreeSet::new(),
             busy_workers: 0,
-            behind: 0,
+            behind: BTreeSet::new(),
+            fronts: BTreeSet::new(),
+            patience_ns: PATIENCE_NS,
             busy_threads: 0,
             failed_boots: 0,
             spawning_paused: false,
@@ -151,8 +175,19 @@ impl Scheduler {
         let id = CallId(self.next_call);
         self.next_call += 1;
         self.calls.insert(id, Call::new(spec));
+        self.waiting[spec.lane as usize] += spec.items;
         self.enqueue(id);
         Ok(id)
+    }
+
+    /// Whether the call takes more items, and they would be served in the order of their coming: after
+    /// all that came before them, to whatever call.
+    pub fn joins_in_order(&self, id: CallId) -> bool {
+        let Some(call) = self.calls.get(&id) else {
+            return false;
+        };
+        let in_order = !call.queued || self.queue.back() == Some(&id);
+        in_order && !call.closed && !call.cancelled && self.accepts().is_ok()
     }
 
     /// More items of an open call are there. For a call that has ended (it was abandoned, say) this does
@@ -167,6 +202,7 @@ impl Scheduler {
             "more items for a call that was closed"
         );
         call.items += more;
+        self.waiting[call.lane as usize] += more;
         if let Some(breakage) = self.broken {
             self.end_waiting(id, Verdict::Broken(breakage));
         } else if call.cancelled {
@@ -185,27 +221,32 @@ impl Scheduler {
         self.finish_if_done(id);
     }
 
-    /// Cancels a call of one item, unless it has been claimed: then it goes on as if never asked.
-    pub fn cancel(&mut self, id: CallId, port: &mut impl Port) -> Cancel {
-        let Some(call) = self.calls.get(&id) else {
+    /// Cancels one item, unless it has been claimed: then it goes on as if never asked. Of a piece that is
+    /// taken back for this, the other unclaimed items wait again, before all that was never sent. From a
+    /// lane thread nothing is taken back.
+    pub fn cancel(&mut self, id: CallId, item: u64, port: &mut impl Port) -> Cancel {
+        let Some(call) = self.calls.get_mut(&id) else {
             return Cancel::TooLate;
         };
-        let abandoned = call.cancelled;
-        if call.settled == call.items {
-            self.close_call(id);
+        if call.cancel_waiting(item) {
+            self.waiting[call.lane as usize] -= 1;
+            self.settle(id, item..item + 1, Verdict::Cancelled);
+            return Cancel::Cancelled;
+        }
+        let Some((worker, held)) = self.holder(id, item) else {
+            return Cancel::TooLate;
+        };
+        let rest = self.withdraw(worker, held.seq, port);
+        if !rest.contains(&item) {
+            // It is claimed. Should the worker stand back from it, having seen the mark after its claim,
+            // then it runs again: its user was told "too late".
+            self.come_back(id, rest);
             return Cancel::TooLate;
         }
-        self.abandon(id, port);
-        // A call that is still open now has its item claimed. Should the worker stand back from it,
-        // having seen the mark after its claim, then it runs again: its user was told "too late".
-        // Only a call that was abandoned before keeps to that.
-        match self.calls.get_mut(&id) {
-            None => Cancel::Cancelled,
-            Some(call) => {
-                call.cancelled = abandoned;
-                Cancel::TooLate
-            }
-        }
+        self.come_back(id, rest.start..item);
+        self.come_back(id, item + 1..rest.end);
+        self.end_travelling(id, item..item + 1, Verdict::Cancelled);
+        Cancel::Cancelled
     }
 
     /// Cancels whatever of the call is unclaimed, and lets no more items in.
@@ -217,8 +258,7 @@ impl Scheduler {
         call.cancelled = true;
         self.end_waiting(id, Verdict::Cancelled);
         // Few calls travel, however many are open: only for those the workers are asked.
-        let on_workers = |call: &Call| call.lane == Lane::Process && call.travelling > 0;
-        if !self.calls.get(&id).is_some_and(on_workers) {
+        if !self.calls.get(&id).is_some_and(Call::is_on_workers) {
             return;
         }
         let holders: Vec<(WorkerId, PieceSeq)> = self
@@ -273,6 +313,7 @@ impl Scheduler {
         if worker.kill() {
             self.actions.push(Action::Kill(id));
         }
+        self.unwatch(id);
         self.update_room(id);
     }
 
@@ -286,24 +327,44 @@ impl Scheduler {
         seq: PieceSeq,
         item: u32,
     ) -> Result<(CallId, u64), Unexpected> {
-        let worker = self.workers.get_mut(&id).ok_or(Unexpected)?;
-        let piece = worker.pieces.front_mut().ok_or(Unexpected)?;
-        if piece.seq != seq || piece.answered != item || piece.unanswered().is_empty() {
+        let worker = self.workers.get(&id).ok_or(Unexpected)?;
+        let piece = worker.pieces.front().ok_or(Unexpected)?;
+        if piece.seq != seq || piece.answered != item {
             return Err(Unexpected);
         }
-        let place = piece.items.start + u64::from(item);
-        piece.answered += 1;
+        let (call, items) = self.answered_next(id, 1)?;
+        Ok((call, items.start))
+    }
+
+    /// The worker has answered so many more items of its first unfinished piece, in order.
+    pub fn answered_next(
+        &mut self,
+        id: WorkerId,
+        count: u32,
+    ) -> Result<(CallId, Range<u64>), Unexpected> {
+        let worker = self.workers.get_mut(&id).ok_or(Unexpected)?;
+        let piece = worker.pieces.front_mut().ok_or(Unexpected)?;
+        let unanswered = piece.unanswered();
+        if count == 0 || u64::from(count) > unanswered.end - unanswered.start {
+            return Err(Unexpected);
+        }
+        let items = unanswered.start..unanswered.start + u64::from(count);
+        piece.answered += count;
+        let call = piece.call;
+        if worker.watched && !piece.may_be_split() {
+            worker.watched = false;
+            self.fronts.remove(&(worker.front_since, id));
+        }
         worker.worked = true;
         self.failed_boots = 0;
         self.spawning_paused = false;
-        let call = piece.call;
         self.calls
             .get_mut(&call)
             .ok_or(Unexpected)?
-            .settle_travelling(1);
+            .settle_travelling(u64::from(count));
         // With the answer, not with the end of its piece: the worker may die between the two.
         self.finish_if_done(call);
-        Ok((call, place))
+        Ok((call, items))
     }
 
     /// Something else happened.
@@ -319,6 +380,7 @@ impl Scheduler {
                 let worker = self.workers.get_mut(&id).ok_or(Unexpected)?;
                 if let Phase::Booting { .. } = worker.phase {
                     worker.phase = Phase::Serving;
+                    self.watch(id, now);
                 }
             }
             Event::InitializerRaised(id) => {
@@ -336,7 +398,8 @@ impl Scheduler {
                 seq,
                 busy_ns,
             } => {
-                let piece = self.finish_piece(id, seq, |piece| piece.unanswered().is_empty())?;
+                let done = |piece: &Piece| piece.unanswered().is_empty();
+                let (piece, _) = self.finish_piece(id, seq, now, done)?;
                 self.measured(piece.call, u64::from(piece.answered), busy_ns);
             }
             Event::Skipped {
@@ -344,8 +407,14 @@ impl Scheduler {
                 seq,
                 from,
             } => {
-                let piece =
-                    self.finish_piece(id, seq, |piece| piece.revoked && piece.answered == from)?;
+                let stopped = |piece: &Piece| piece.revoked && piece.answered == from;
+                let (piece, since) = self.finish_piece(id, seq, now, stopped)?;
+                // Nobody measured it. One that ran for far too long must teach something all the same, or
+                // the next ones would be as large.
+                let took_ns = now.0.saturating_sub(since.0);
+                if took_ns >= PATIENCE_NS {
+                    self.measured(piece.call, u64::from(piece.answered), took_ns);
+                }
                 // Claimed when we looked, but the worker saw the mark after its claim and stood back.
                 self.come_back(piece.call, piece.unanswered());
             }
@@ -390,13 +459,17 @@ impl Scheduler {
         }
     }
 
-    /// A lane thread stood back from these items of its piece because the call was cancelled.
+    /// A lane thread did not begin these items of its piece, or the piece was called back before any
+    /// thread had it.
     pub fn thread_skipped(&mut self, id: CallId, items: Range<u64>) {
         self.come_back(id, items);
     }
 
-    /// Acts on deadlines that have passed.
+    /// Acts on deadlines that have passed; what they free is for [`Scheduler::dispatch`].
     pub fn tick(&mut self, now: Moment) {
+        if !self.is_winding_down() {
+            return;
+        }
         for (&id, worker) in &mut self.workers {
             match worker.overdue(now) {
                 Overdue::Nothing => {}
@@ -406,31 +479,49 @@ impl Scheduler {
         }
     }
 
-    /// The next moment at which [`Scheduler::tick`] has something to do.
+    /// The next moment at which [`Scheduler::tick`] or [`Scheduler::dispatch`] has something to do, though
+    /// nothing happens until then.
     pub fn deadline(&self) -> Option<Moment> {
-        self.workers.values().filter_map(Worker::deadline).min()
+        if self.is_winding_down() {
+            return self.workers.values().filter_map(Worker::deadline).min();
+        }
+        if self.waiting() > 0 || !self.has_taker() {
+            return None;
+        }
+        let &(since, _) = self.fronts.first()?;
+        Some(since.after_ns(self.patience_ns))
+    }
+
+    /// Whether workers may have been asked to end: the only ones that have deadlines of their own.
+    fn is_winding_down(&self) -> bool {
+        self.stage != Stage::Open && self.calls.is_empty()
     }
 
     // ---- what the outside may ask ------------------------------------------------------------
 
-    /// The worker and piece that hold the single item of this call, if one does.
-    pub fn holder(&self, id: CallId) -> Option<(WorkerId, Claim)> {
+    /// The worker and piece that hold this item, if one does and has not answered it.
+    pub fn holder(&self, id: CallId, item: u64) -> Option<(WorkerId, Claim)> {
+        self.calls.get(&id).filter(|call| call.is_on_workers())?;
         self.workers.iter().find_map(|(&worker, w)| {
-            let piece = w
-                .pieces
-                .iter()
-                .find(|p| p.call == id && !p.unanswered().is_empty())?;
-            Some((
-                worker,
-                Claim {
-                    seq: piece.seq,
-                    item: piece.answered,
-                },
-            ))
+            let holds = |p: &&Piece| p.call == id && p.unanswered().contains(&item);
+            let piece = w.pieces.iter().find(holds)?;
+            let held = Claim {
+                seq: piece.seq,
+                item: (item - piece.items.start) as u32,
+            };
+            Some((worker, held))
         })
     }
 
-    /// Whether the item behind `held` has been claimed, given the worker's claim word.
+    /// The workers that hold items of this call.
+    pub fn holders(&self, id: CallId) -> impl Iterator<Item = WorkerId> + '_ {
+        let holds = move |w: &Worker| w.pieces.iter().any(|p| p.call == id);
+        let holders = self.workers.iter().filter(move |(_, w)| holds(w));
+        holders.map(|(&worker, _)| worker)
+    }
+
+    /// Whether the item behind `held`, as [`Scheduler::holder`] said, has been claimed, given the worker's
+    /// claim word.
     pub fn is_claimed(&self, worker: WorkerId, held: Claim, claim: Option<Claim>) -> bool {
         let Some(w) = self.workers.get(&worker) else {
             return false;
@@ -444,6 +535,11 @@ impl Scheduler {
     /// Whether items of this call run on lane threads or travel on workers.
     pub fn travelling(&self, id: CallId) -> u64 {
         self.calls.get(&id).map_or(0, |call| call.travelling)
+    }
+
+    /// What is known of the time that the call's items take: for the next call of the same function.
+    pub fn pace(&self, id: CallId) -> Option<Pace> {
+        self.calls.get(&id)?.sizer.pace()
     }
 
     /// Whether another worker might be started for work that is accepted now.
@@ -477,11 +573,22 @@ impl Scheduler {
 
     /// Items waiting for a slot.
     pub fn waiting(&self) -> u64 {
-        self.queue
-            .iter()
-            .filter_map(|id| self.calls.get(id))
-            .map(Call::waiting)
-            .sum()
+        self.waiting.iter().sum()
+    }
+
+    /// Whether items for processes wait for a slot, so that another one would wait, too.
+    pub fn has_backlog(&self) -> bool {
+        self.waiting[Lane::Process as usize] > 0
+    }
+
+    /// Whether a worker that becomes idle could be given something to do.
+    pub fn could_feed_idle(&self) -> bool {
+        self.has_backlog() || !self.behind.is_empty() || !self.fronts.is_empty()
+    }
+
+    /// How many workers hold a piece.
+    pub fn busy_workers(&self) -> u32 {
+        self.busy_workers
     }
 
     /// Whether shutting down is complete.
@@ -493,15 +600,16 @@ impl Scheduler {
 
     /// Moves waiting work to whoever has room. To be called after anything above.
     pub fn dispatch(&mut self, now: Moment, port: &mut impl Port) {
-        while let Some(&id) = self.queue.front() {
-            let Some(call) = self.calls.get(&id).filter(|call| call.has_waiting()) else {
-                self.queue.pop_front();
-                if let Some(call) = self.calls.get_mut(&id) {
-                    call.queued = false;
-                }
-                continue;
-            };
-            let lane = call.lane;
+        self.serve(now, port);
+        // Every round revokes one more piece, so the rounds come to an end.
+        while self.waiting() == 0 && self.take_back(now, port) {
+            self.serve(now, port);
+        }
+        self.wind_down(now);
+    }
+
+    fn serve(&mut self, now: Moment, port: &mut impl Port) {
+        while let Some((id, lane)) = self.next_served() {
             let target = match lane {
                 Lane::Thread if self.has_slot() => None,
                 Lane::Thread => break,
@@ -515,38 +623,42 @@ impl Scheduler {
                 break;
             };
             let items = call.cut(slots, |wanted| port.fit(id, wanted));
+            self.waiting[lane as usize] -= items.end - items.start;
             match target {
                 None => {
                     self.busy_threads += 1;
                     self.actions.push(Action::RunOnThread { call: id, items });
                 }
-                Some(worker) => self.send(worker, id, items),
+                Some(worker) => self.send(worker, id, items, now),
             }
         }
-        if self.queue.is_empty() {
-            self.take_back(port);
-        }
-        self.wind_down(now);
     }
 
-    /// Gives free slots the pieces that wait behind others, oldest call first.
-    fn take_back(&mut self, port: &mut impl Port) {
-        // Every round marks one more piece as revoked or leaves, so the rounds come to an end.
-        while self.behind > 0 && self.has_slot() && self.broken.is_none() {
-            let behind = self.workers.iter().flat_map(|(&worker, w)| {
-                // The first piece runs, or is about to; only what stands behind it can be had.
-                let pieces = w
-                    .pieces
-                    .iter()
-                    .skip(1)
-                    .filter(|p| !p.revoked && p.answered == 0);
-                pieces.map(move |p| (p.call, p.items.start, worker, p.seq))
-            });
-            let Some((call, _, worker, seq)) =
-                behind.min_by_key(|&(call, start, ..)| (call, start))
-            else {
-                return;
-            };
+    /// The call whose turn it is.
+    fn next_served(&mut self) -> Option<(CallId, Lane)> {
+        while let Some(&id) = self.returned.first() {
+            if let Some(call) = self.calls.get(&id).filter(|call| call.has_returned()) {
+                return Some((id, call.lane));
+            }
+            self.returned.pop_first();
+        }
+        while let Some(&id) = self.queue.front() {
+            match self.calls.get_mut(&id) {
+                Some(call) if call.has_fresh() => return Some((id, call.lane)),
+                Some(call) => call.queued = false,
+                None => {}
+            }
+            self.queue.pop_front();
+        }
+        None
+    }
+
+    /// Finds work for free slots where none waits. True if some waits now.
+    fn take_back(&mut self, now: Moment, port: &mut impl Port) -> bool {
+        // First what stands behind other pieces, the oldest call first.
+        while self.has_taker()
+            && let Some(&(call, _, worker, seq)) = self.behind.first()
+        {
             let items = self.withdraw(worker, seq, port);
             if items.is_empty() {
                 continue;
@@ -557,16 +669,51 @@ impl Scheduler {
                 Some(&(0, idle)) => idle,
                 _ => self.spawn(),
             };
-            self.send(idle, call, items);
+            self.send(idle, call, items, now);
         }
+        // Then what a worker would run next, if it has been at its piece for far longer than one should
+        // last: an item takes long, and those behind it need not wait.
+        while self.has_taker()
+            && let Some(&(since, id)) = self.fronts.first()
+            && since.after_ns(self.patience_ns) <= now
+        {
+            let Some(piece) = self.workers.get(&id).and_then(|w| w.pieces.front()) else {
+                unreachable!("a worker without pieces is watched")
+            };
+            let (call, seq, begun) = (piece.call, piece.seq, piece.unanswered().start);
+            let rest = self.withdraw(id, seq, port);
+            // A worker that has claimed nothing has not had the CPU. Where that is so for long, pieces that
+            // are moved again and again would never be run: each one is given more time.
+            self.patience_ns = if rest.start > begun {
+                PATIENCE_NS
+            } else {
+                MOST_PATIENCE_NS.min(self.patience_ns * 2)
+            };
+            if !rest.is_empty() {
+                self.come_back(call, rest);
+                return true;
+            }
+        }
+        false
     }
 
-    fn send(&mut self, worker: WorkerId, call: CallId, items: Range<u64>) {
+    /// Whether there is a slot for more work of processes, and a worker or the prospect of one.
+    fn has_taker(&self) -> bool {
+        let idle = self.room.first().is_some_and(|&(pieces, _)| pieces == 0);
+        self.has_slot() && (idle || self.may_spawn()) && self.broken.is_none()
+    }
+
+    fn send(&mut self, worker: WorkerId, call: CallId, items: Range<u64>, now: Moment) {
         let Some(w) = self.workers.get_mut(&worker) else {
             unreachable!("sent to a worker that is not there")
         };
         let before = w.pieces.len();
         let seq = w.push(call, items.clone());
+        if before > 0 {
+            self.behind.insert((call, items.start, worker, seq));
+        } else {
+            self.watch(worker, now);
+        }
         self.actions.push(Action::Send {
             worker,
             seq,
@@ -624,29 +771,68 @@ impl Scheduler {
         piece.revoked = true;
         let rest = first_unclaimed.min(piece.items.end)..piece.items.end;
         piece.items.end = rest.start;
+        if at == 0 {
+            self.unwatch(id);
+        } else {
+            self.behind.remove(&piece.key(id));
+        }
         rest
     }
 
-    /// Takes the first piece off a worker, if it is this one and `fits`. One that does not stays where it
-    /// is: its items are settled when the worker, as good as dead, is gone.
+    /// The worker's first piece has just become the first, or the worker ready for it.
+    fn watch(&mut self, id: WorkerId, now: Moment) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        worker.front_since = now;
+        // One that boots may take long, and its pieces nevertheless be short.
+        worker.watched = worker.phase == Phase::Serving
+            && worker.pieces.front().is_some_and(Piece::may_be_split);
+        if worker.watched {
+            self.fronts.insert((now, id));
+        }
+    }
+
+    fn unwatch(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id)
+            && std::mem::take(&mut worker.watched)
+        {
+            self.fronts.remove(&(worker.front_since, id));
+        }
+    }
+
+    /// Takes the first piece off a worker, if it is this one and `fits`, and says since when it was the
+    /// first. One that does not stays where it is: its items are settled when the worker, as good as dead,
+    /// is gone.
     fn finish_piece(
         &mut self,
         id: WorkerId,
         seq: PieceSeq,
+        now: Moment,
         fits: impl FnOnce(&Piece) -> bool,
-    ) -> Result<Piece, Unexpected> {
+    ) -> Result<(Piece, Moment), Unexpected> {
         let worker = self.workers.get_mut(&id).ok_or(Unexpected)?;
         let before = worker.pieces.len();
         let piece = worker
             .pieces
             .pop_front_if(|piece| piece.seq == seq && fits(piece))
             .ok_or(Unexpected)?;
+        let since = worker.front_since;
+        if let Some(front) = worker.pieces.front() {
+            self.behind.remove(&front.key(id));
+        }
+        self.unwatch(id);
+        self.watch(id, now);
         self.pieces_changed(id, before);
-        Ok(piece)
+        Ok((piece, since))
     }
 
     fn gone(&mut self, id: WorkerId, exit: Exit, claim: Option<Claim>) -> Result<(), Unexpected> {
+        self.unwatch(id);
         let mut worker = self.workers.remove(&id).ok_or(Unexpected)?;
+        for piece in &worker.pieces {
+            self.behind.remove(&piece.key(id));
+        }
         self.room.remove(&(worker.pieces.len(), id));
         self.count_pieces(worker.pieces.len(), 0);
         if !worker.unborn {
@@ -690,7 +876,7 @@ impl Scheduler {
         let booting = matches!(worker.phase, Phase::Booting { .. });
         // One that was ready and idle failed at nothing, and nothing of it is tried again.
         let failed = worker.faulty || booting || (worker.takes_work() && !returned.is_empty());
-        for (call, items) in returned.into_iter().rev() {
+        for (call, items) in returned {
             self.come_back(call, items);
         }
         // After what it held is settled: a verdict that names the worker may need what is known of it.
@@ -715,6 +901,7 @@ impl Scheduler {
         }
         self.broken = Some(breakage);
         self.queue.clear();
+        self.returned.clear();
         let ids: Vec<CallId> = self.open_calls();
         for id in ids {
             if let Some(call) = self.calls.get_mut(&id) {
@@ -744,10 +931,9 @@ impl Scheduler {
         } else if call.cancelled {
             self.end_travelling(id, items, Verdict::Cancelled);
         } else {
+            self.waiting[call.lane as usize] += items.end - items.start;
             call.put_back(items);
-            if !std::mem::replace(&mut call.queued, true) {
-                self.queue.push_front(id);
-            }
+            self.returned.insert(id);
         }
     }
 
@@ -759,6 +945,10 @@ impl Scheduler {
             return;
         };
         call.settle_travelling(items.end - items.start);
+        self.settle(id, items, verdict);
+    }
+
+    fn settle(&mut self, id: CallId, items: Range<u64>, verdict: Verdict) {
         self.actions.push(Action::Settle {
             call: id,
             items,
@@ -772,6 +962,7 @@ impl Scheduler {
             return;
         };
         for items in call.take_waiting() {
+            self.waiting[call.lane as usize] -= items.end - items.start;
             self.actions.push(Action::Settle {
                 call: id,
                 items,
@@ -792,7 +983,7 @@ impl Scheduler {
         let Some(call) = self.calls.get_mut(&id) else {
             return;
         };
-        if call.has_waiting() && !std::mem::replace(&mut call.queued, true) {
+        if call.has_fresh() && !std::mem::replace(&mut call.queued, true) {
             self.queue.push_back(id);
             self.sweep_queue();
         }
@@ -810,7 +1001,7 @@ impl Scheduler {
             let Some(call) = calls.get_mut(id) else {
                 return false;
             };
-            call.queued = call.has_waiting();
+            call.queued = call.has_fresh();
             call.queued
         });
     }
@@ -851,7 +1042,6 @@ impl Scheduler {
             (1.., 0) => self.busy_workers -= 1,
             _ => {}
         }
-        self.behind = self.behind + after.saturating_sub(1) - before.saturating_sub(1);
     }
 
     fn update_room(&mut self, id: WorkerId) {
@@ -893,12 +1083,23 @@ impl Scheduler {
             .filter(|w| !w.pieces.is_empty())
             .count();
         assert_eq!(self.busy_workers as usize, busy);
-        let behind: usize = self
-            .workers
-            .values()
-            .map(|w| w.pieces.len().saturating_sub(1))
-            .sum();
-        assert_eq!(self.behind, behind);
+        let behind = self.workers.iter().flat_map(|(&id, w)| {
+            let pieces = w.pieces.iter().skip(1).filter(|p| !p.revoked);
+            pieces.map(move |p| p.key(id))
+        });
+        assert_eq!(self.behind, behind.collect());
+        let serving = |w: &&Worker| w.phase == Phase::Serving;
+        for worker in self.workers.values().filter(serving) {
+            let splits = worker.pieces.front().is_some_and(Piece::may_be_split);
+            assert_eq!(worker.watched, splits, "{worker:?}");
+        }
+        let watched = self.workers.iter().filter(|(_, w)| w.watched);
+        let fronts = watched.map(|(&id, w)| (w.front_since, id));
+        assert_eq!(self.fronts, fronts.collect());
+        assert!(
+            self.is_winding_down() || self.workers.values().all(|w| w.deadline().is_none()),
+            "a deadline that nobody looks for"
+        );
         let most = self.config.prefetch as usize + 1;
         assert!(
             self.workers.values().all(|w| w.pieces.len() <= most),
@@ -924,10 +1125,19 @@ impl Scheduler {
             assert_eq!(in_queue, usize::from(call.queued), "call {id:?}");
             if self.broken.is_none() {
                 assert!(
-                    !call.has_waiting() || call.queued,
+                    !call.has_fresh() || call.queued,
                     "work waits outside the queue"
                 );
+                assert!(
+                    !call.has_returned() || self.returned.contains(id),
+                    "what came back waits outside the queue"
+                );
             }
+        }
+        for lane in [Lane::Process, Lane::Thread] {
+            let calls = self.calls.values().filter(|call| call.lane == lane);
+            let waiting: u64 = calls.map(Call::waiting).sum();
+            assert_eq!(self.waiting[lane as usize], waiting);
         }
         assert!(
             travelling.keys().all(|id| self.calls.contains_key(id)),

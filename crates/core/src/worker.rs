@@ -10,7 +10,7 @@
 //! own: a serving worker is idle exactly when it holds no piece.
 
 use crate::event::Claim;
-use crate::ids::{CallId, Moment, PieceSeq};
+use crate::ids::{CallId, Moment, PieceSeq, WorkerId};
 use std::collections::VecDeque;
 use std::ops::Range;
 
@@ -61,6 +61,17 @@ impl Piece {
     pub(crate) fn unanswered(&self) -> Range<u64> {
         self.items.start + u64::from(self.answered)..self.items.end
     }
+
+    /// What it stands under among the pieces that may be taken back from their workers.
+    pub(crate) fn key(&self, worker: WorkerId) -> (CallId, u64, WorkerId, PieceSeq) {
+        (self.call, self.items.start, worker, self.seq)
+    }
+
+    /// Whether there may be items behind the one that runs which another worker could run.
+    pub(crate) fn may_be_split(&self) -> bool {
+        let unanswered = self.unanswered();
+        !self.revoked && unanswered.end - unanswered.start > 1
+    }
 }
 
 #[derive(Debug)]
@@ -68,6 +79,10 @@ pub(crate) struct Worker {
     pub(crate) phase: Phase,
     pub(crate) pieces: VecDeque<Piece>,
     next_seq: PieceSeq,
+    /// When the first piece became the first, or the worker ready for it.
+    pub(crate) front_since: Moment,
+    /// Whether the first piece is among those that may be split.
+    pub(crate) watched: bool,
     /// Whether it ever answered an item: a boot that fails afterwards is no failed boot.
     pub(crate) worked: bool,
     /// Whether it was killed because it broke the protocol.
@@ -84,6 +99,8 @@ impl Worker {
             },
             pieces: VecDeque::new(),
             next_seq: PieceSeq(0),
+            front_since: Moment(0),
+            watched: false,
             worked: false,
             faulty: false,
             unborn: false,

@@ -14,6 +14,8 @@ const NONE: u8 = b'N';
 const TRUE: u8 = b'T';
 const FALSE: u8 = b'F';
 const INT: u8 = b'i';
+/// An integer of 32 bits.
+const SHORT: u8 = b'j';
 const FLOAT: u8 = b'd';
 const STR: u8 = b's';
 const BYTES: u8 = b'b';
@@ -45,8 +47,16 @@ fn scalar(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
         let Ok(number) = value.extract::<i64>() else {
             return false;
         };
-        out.push(INT);
-        out.extend_from_slice(&number.to_le_bytes());
+        match i32::try_from(number) {
+            Ok(number) => {
+                let [a, b, c, d] = number.to_le_bytes();
+                out.extend_from_slice(&[SHORT, a, b, c, d]);
+            }
+            Err(_) => {
+                out.push(INT);
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+        }
     } else if let Ok(value) = value.cast_exact::<PyBool>() {
         out.push(if value.is_true() { TRUE } else { FALSE });
     } else if let Ok(value) = value.cast_exact::<PyString>() {
@@ -107,6 +117,9 @@ fn read<'py>(py: Python<'py>, rest: &mut &[u8], depth: u32) -> PyResult<Bound<'p
         NONE => py.None().into_bound(py),
         TRUE => PyBool::new(py, true).to_owned().into_any(),
         FALSE => PyBool::new(py, false).to_owned().into_any(),
+        SHORT => i32::from_le_bytes(take(rest)?)
+            .into_pyobject(py)?
+            .into_any(),
         INT => i64::from_le_bytes(take(rest)?)
             .into_pyobject(py)?
             .into_any(),

@@ -1,14 +1,28 @@
 //! `rightlane._core.Definition`: a function or class that messages name by number.
 
+use crate::future::function_name;
 use pyo3::prelude::*;
 use rightlane_runtime::Definition;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A function or class that is sent to each worker once and named by `id` afterwards.
 #[pyclass(name = "Definition", module = "rightlane._core", frozen, weakref)]
 #[derive(Debug)]
 pub(crate) struct PyDefinition {
     pub(crate) inner: Arc<Definition>,
+    name: OnceLock<Arc<str>>,
+}
+
+impl PyDefinition {
+    /// What the function behind it is called in messages.
+    pub(crate) fn name(&self, function: &Bound<'_, PyAny>) -> Arc<str> {
+        if let Some(name) = self.name.get() {
+            return name.clone();
+        }
+        // Not in a cell that makes others wait: looking the name up may run Python code.
+        let name: Arc<str> = function_name(function).into();
+        self.name.get_or_init(|| name).clone()
+    }
 }
 
 #[pymethods]
@@ -20,7 +34,10 @@ impl PyDefinition {
         let needs = deps.iter().map(|dep| dep.get().inner.clone()).collect();
         let filled = inner.fill(blob, needs);
         debug_assert!(filled, "it was reserved a moment ago");
-        PyDefinition { inner }
+        PyDefinition {
+            inner,
+            name: OnceLock::new(),
+        }
     }
 
     /// Its number; never used for another.

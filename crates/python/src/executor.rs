@@ -4,7 +4,8 @@ use crate::cached::Cached;
 use crate::codec;
 use crate::definition::PyDefinition;
 use crate::ffi;
-use crate::future::{FutureCore, Slot, function_name};
+use crate::future::{FutureCore, Name, Origin, Slot, Stream, function_name};
+use crate::known;
 use crate::map::{Feed, MapResults, MapState, Source};
 use crate::raw::serialization_error;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTypeError};
@@ -13,8 +14,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{
-    Block, Breakage, CallId, Definition, End, Engine, Initializer, Plan, Refused, Remote,
-    SubmitError, ThreadDone, ThreadNext, ThreadPiece,
+    Block, Breakage, CallId, End, Engine, Initializer, Plan, Refused, Run, Single, SubmitError,
+    ThreadDone, ThreadNext, ThreadPiece,
 };
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -86,6 +87,8 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Lane {
 #[derive(Debug)]
 pub(crate) enum Ticket {
     Future(Arc<Slot>),
+    /// Calls of one function, each with a future of its own.
+    Stream(Stream),
     /// The items of a map, in order.
     Map(Arc<MapState>),
     /// One item of a map that went its own way.
@@ -140,8 +143,20 @@ impl rightlane_runtime::Client for Client {
     fn settle(&self, ticket: &Ticket, item: u64, end: End<'_>) {
         match ticket {
             Ticket::Future(slot) => slot.settle(end),
+            Ticket::Stream(stream) => stream.settle(item, end),
             Ticket::Map(map) => map.settle_remote(item, end),
             Ticket::MapItem(map, at) => map.settle(*at, end),
+        }
+    }
+
+    fn settle_run(&self, ticket: &Ticket, first: u64, run: &Run) {
+        match ticket {
+            Ticket::Map(map) => map.settle_run(first, run),
+            Ticket::Stream(stream) => stream.settle_run(first, run),
+            // One item each: never more than an answer, which ends its piece.
+            Ticket::Future(_) | Ticket::MapItem(..) => {
+                debug_assert!(false, "several answers to one item");
+            }
         }
     }
 
@@ -154,6 +169,7 @@ impl rightlane_runtime::Client for Client {
     fn cancel_in_child(&self, ticket: &Ticket) {
         match ticket {
             Ticket::Future(slot) => slot.cancel_in_child(),
+            Ticket::Stream(stream) => stream.cancel_in_child(),
             Ticket::Map(map) | Ticket::MapItem(map, _) => map.cancel_in_child(),
         }
     }
@@ -178,12 +194,12 @@ impl Executor {
         self.closed.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn is_running(&self, call: CallId) -> bool {
-        self.engine.is_running(call)
+    pub(crate) fn is_running(&self, call: CallId, item: u64) -> bool {
+        self.engine.is_running(call, item)
     }
 
-    pub(crate) fn cancel(&self, call: CallId) -> bool {
-        self.engine.cancel(call)
+    pub(crate) fn cancel(&self, call: CallId, item: u64) -> bool {
+        self.engine.cancel(call, item)
     }
 
     /// Why nothing is accepted, as an exception, if nothing is.
@@ -275,33 +291,84 @@ impl Executor {
     ) -> PyResult<Py<PyAny>> {
         let py = function.py();
         self.check_open(py)?;
-        check_function(function)?;
         let kwargs = kwargs.filter(|kwargs| !kwargs.is_empty());
         let (future, slot) = new_future(py)?;
-        slot.set_name(function.clone().unbind());
+        let known = match lane {
+            Lane::Process | Lane::Auto => known::find(function),
+            Lane::Thread | Lane::Inline => None,
+        };
+        if known.is_none() {
+            check_function(function)?;
+        }
         match lane {
             Lane::Inline => slot.settle_local(call(function, args, kwargs)),
             Lane::Thread => self.submit_thread(slot, function, args, kwargs)?,
-            Lane::Process | Lane::Auto => match remote_call(function, args, kwargs) {
-                Ok(remote) => {
-                    self.refresh_world(py)?;
-                    let ticket = Ticket::Future(slot.clone());
-                    let submitted = self.engine.submit_remote(remote, ticket, Plan::default());
-                    let call = submitted.map_err(|error| self.submit_error(py, error))?;
-                    slot.set_place(self.clone(), call);
+            Lane::Process | Lane::Auto => {
+                match self.submit_process(&slot, function, known, args, kwargs) {
+                    Ok(submitted) => {
+                        submitted.map_err(|error| self.submit_error(py, error))?;
+                        // A million pending futures would be walked again and again. Until it is observed or opened,
+                        // this one refers to nothing of Python's.
+                        ffi::untrack(future.bind(py));
+                    }
+                    Err(error) if lane == Lane::Auto && is_unsendable(py, &error) => {
+                        self.submit_thread(slot, function, args, kwargs)?;
+                    }
+                    Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => {
+                        return Err(error);
+                    }
+                    Err(error) => slot.settle_local(Err(as_serialization_error(
+                        py,
+                        error,
+                        &function_name(function),
+                    )?)),
                 }
-                Err(error) if lane == Lane::Auto && is_unsendable(py, &error) => {
-                    self.submit_thread(slot, function, args, kwargs)?;
-                }
-                Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => return Err(error),
-                Err(error) => slot.settle_local(Err(as_serialization_error(
-                    py,
-                    error,
-                    &function_name(function),
-                )?)),
-            },
+            }
         }
         Ok(future)
+    }
+
+    /// The outer error: it can't be sent.
+    fn submit_process(
+        self: &Arc<Executor>,
+        slot: &Arc<Slot>,
+        function: &Bound<'_, PyAny>,
+        known: Option<Bound<'_, PyDefinition>>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Result<(), SubmitError>> {
+        let py = function.py();
+        let definition = match known {
+            Some(known) => known,
+            None => record(function)?,
+        };
+        let name = definition.get().name(function);
+        // Taken out of its cell while it is filled: pickling may run code that submits.
+        let mut item = SCRATCH.take();
+        let shape = write_call(args, kwargs, &mut item);
+        let submitted = shape.and_then(|shape| {
+            self.refresh_world(py)?;
+            let single = Single {
+                function: &definition.get().inner,
+                shape,
+                item: &mut item,
+            };
+            let open = |call| {
+                Ticket::Stream(Stream::new(Origin {
+                    executor: self.clone(),
+                    call,
+                    name: Name::Known(name),
+                }))
+            };
+            Ok(self.engine.submit_single(single, open, |ticket, at| {
+                if let Ticket::Stream(stream) = ticket {
+                    stream.join(slot, at);
+                }
+            }))
+        });
+        item.clear();
+        SCRATCH.set(item);
+        submitted
     }
 
     fn submit_thread(
@@ -319,7 +386,12 @@ impl Executor {
             Ticket::Future(slot.clone()),
             Plan::default(),
         )?;
-        slot.set_place(self.clone(), call);
+        let origin = Origin {
+            executor: self.clone(),
+            call,
+            name: Name::Of(function.clone().unbind()),
+        };
+        slot.set_origin(Arc::new(origin), 0);
         Ok(())
     }
 
@@ -414,6 +486,10 @@ impl Executor {
         let named = calls.iter().map(|(ticket, pid)| {
             let name = match &**ticket {
                 Ticket::Future(slot) => slot.name(py),
+                Ticket::Stream(stream) => match stream.unended() {
+                    0 | 1 => stream.origin.name.get(py),
+                    many => format!("{many} calls of {}", stream.origin.name.get(py)),
+                },
                 Ticket::Map(map) | Ticket::MapItem(map, _) => format!("map of {}", map.name(py)),
             };
             pid.map_or_else(|| name.clone(), |pid| format!("{name} (worker {pid})"))
@@ -502,18 +578,19 @@ pub(crate) fn local_call(
 
 fn new_future(py: Python<'_>) -> PyResult<(Py<PyAny>, Arc<Slot>)> {
     static CLASS: Cached = Cached::new("rightlane._future", "Future");
-    let class = CLASS.get(py)?;
     // By `__new__`, so that the standard class's `__init__`, which makes a condition, does not run.
-    let future = class.call_method1(intern!(py, "__new__"), (class,))?;
+    let future = ffi::new_object(CLASS.get(py)?.cast()?)?;
     let slot = future.cast::<FutureCore>()?.get().slot.clone();
     Ok((future.unbind(), slot))
 }
 
 /// The record of a function: by reference first, by value where it must be.
-pub(crate) fn record(function: &Bound<'_, PyAny>) -> PyResult<Arc<Definition>> {
+pub(crate) fn record<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDefinition>> {
     static RECORD: Cached = Cached::new("rightlane._byvalue", "record");
     let definition = ffi::call1(RECORD.get(function.py())?, (function,))?;
-    Ok(definition.cast::<PyDefinition>()?.get().inner.clone())
+    let definition = definition.cast_into::<PyDefinition>()?;
+    known::remember(function, &definition)?;
+    Ok(definition)
 }
 
 /// Writes a value as one item of a block; what it refers to is noted there.
@@ -554,28 +631,28 @@ pub(crate) fn write_item(value: &Bound<'_, PyAny>, name: &str, block: &mut Block
     Ok(())
 }
 
-fn remote_call(
-    function: &Bound<'_, PyAny>,
+thread_local! {
+    /// Where the arguments of a call are written before the engine takes them over.
+    static SCRATCH: RefCell<Block> = RefCell::default();
+}
+
+/// Writes the arguments of one call, and returns their shape.
+fn write_call(
     args: &Bound<'_, PyTuple>,
     kwargs: Option<&Bound<'_, PyDict>>,
-) -> PyResult<Remote> {
-    let definition = record(function)?;
-    let mut items = Block::new();
+    block: &mut Block,
+) -> PyResult<u32> {
     match kwargs {
-        // Alone, so that a path in a message begins with the argument's number.
-        None => write_item(args, "args", &mut items)?,
-        Some(_) => write_item(&codec::call_payload(args, kwargs)?, "call", &mut items)?,
+        None => {
+            // Alone, so that a path in a message begins with the argument's number.
+            write_item(args, "args", block)?;
+            Ok(shape::SPREAD)
+        }
+        Some(_) => {
+            write_item(&codec::call_payload(args, kwargs)?, "call", block)?;
+            Ok(shape::CALL)
+        }
     }
-    let shape = if kwargs.is_none() {
-        shape::SPREAD
-    } else {
-        shape::CALL
-    };
-    Ok(Remote {
-        function: definition,
-        shape,
-        items,
-    })
 }
 
 /// Whether the error says that something cannot travel.
@@ -633,7 +710,7 @@ impl LaneThread {
         loop {
             match engine.thread_next(done.take()) {
                 ThreadNext::Run(piece) => {
-                    done = Some(run_piece(py, piece));
+                    done = Some(run_piece(py, engine, piece));
                     if std::process::id() != process {
                         // The task forked and came back in the child, where this pool does not exist.
                         end_forked_task(py);
@@ -672,7 +749,7 @@ fn log_initializer(py: Python<'_>, error: &PyErr) {
     drop(logged);
 }
 
-fn run_piece(py: Python<'_>, piece: ThreadPiece<Client>) -> ThreadDone {
+fn run_piece(py: Python<'_>, engine: &Engine<Client>, piece: ThreadPiece<Client>) -> ThreadDone {
     let begun = Instant::now();
     let mut ran = 0;
     let mut rest = piece.items.end..piece.items.end;
@@ -708,9 +785,11 @@ fn run_piece(py: Python<'_>, piece: ThreadPiece<Client>) -> ThreadDone {
         };
         match &*piece.ticket {
             Ticket::Future(slot) => slot.settle_local(outcome),
+            Ticket::Stream(_) => {}
             Ticket::Map(map) => map.settle_local(item, outcome),
             Ticket::MapItem(map, at) => map.settle_local(*at, outcome),
         }
+        engine.nudge();
     }
     let busy_ns = begun.elapsed().as_nanos().min(u128::from(u64::MAX)) as u64;
     ThreadDone {
@@ -733,7 +812,7 @@ pub(crate) fn call_item(
             .map_err(PyErr::from)
             .and_then(|args| ffi::call(function, args, None))
     } else {
-        ffi::call1(function, (argument,))
+        ffi::call_one(function, argument)
     };
     match called {
         Ok(value) => Ok(value.unbind()),
@@ -798,13 +877,13 @@ impl PyEngine {
 
     /// Accepts a map and returns its iterator. `sized`: the whole input is read now. `window`: how many items may
     /// be read and not yet yielded.
-    #[pyo3(signature = (lane, function, iterator, spread, sized, window, timeout, chunksize))]
+    #[pyo3(signature = (lane, function, iterable, spread, sized, window, timeout, chunksize))]
     #[expect(clippy::too_many_arguments, reason = "the face checks and names them")]
     fn map(
         &self,
         lane: Lane,
         function: &Bound<'_, PyAny>,
-        iterator: Bound<'_, PyAny>,
+        iterable: Bound<'_, PyAny>,
         spread: bool,
         sized: bool,
         window: Option<usize>,
@@ -814,7 +893,7 @@ impl PyEngine {
         let py = function.py();
         self.executor.check_open(py)?;
         check_function(function)?;
-        let source = Source::new(lane, function, iterator, spread, chunksize)?;
+        let source = Source::new(lane, function, iterable, spread, chunksize)?;
         MapResults::start(
             py,
             self.executor.clone(),
@@ -911,10 +990,12 @@ fn remote_initializer(
 ) -> PyResult<Initializer> {
     let py = function.py();
     let made = (|| {
-        let remote = remote_call(function, args, None)?;
-        let (arguments, needs) = remote.items.into_only_item();
+        let function = record(function)?;
+        let mut items = Block::new();
+        write_call(args, None, &mut items)?;
+        let (arguments, needs) = items.into_only_item();
         Ok(Initializer {
-            function: remote.function,
+            function: function.get().inner.clone(),
             arguments,
             needs,
         })

@@ -10,7 +10,7 @@
 
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
 type Call =
     unsafe extern "C-unwind" fn(*mut PyObject, *mut PyObject, *mut PyObject) -> *mut PyObject;
@@ -56,6 +56,28 @@ pub(crate) fn call<'py>(
     unsafe { Bound::from_owned_ptr_or_err(callable.py(), answer) }
 }
 
+type CallObjArgs = unsafe extern "C-unwind" fn(*mut PyObject, ...) -> *mut PyObject;
+
+/// `callable(argument)`, without a tuple.
+pub(crate) fn call_one<'py>(
+    callable: &Bound<'py, PyAny>,
+    argument: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: as in `object_call`.
+    let call: CallObjArgs = unsafe {
+        std::mem::transmute(std::hint::black_box(
+            pyo3::ffi::PyObject_CallFunctionObjArgs as *const (),
+        ))
+    };
+    let end = std::ptr::null_mut::<PyObject>();
+    let stay = Stay;
+    // SAFETY: the thread is attached and the `Bound`s keep both objects alive; a null pointer ends the arguments.
+    let answer = unsafe { call(callable.as_ptr(), argument.as_ptr(), end) };
+    std::mem::forget(stay);
+    // SAFETY: the answer is a new reference, or null with an exception set.
+    unsafe { Bound::from_owned_ptr_or_err(callable.py(), answer) }
+}
+
 /// A Rust tuple of arguments.
 pub(crate) trait Args<'py>:
     IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>>
@@ -80,6 +102,67 @@ pub(crate) fn call_method<'py>(
     args: impl Args<'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
     call1(&object.getattr(PyString::intern(object.py(), name))?, args)
+}
+
+/// A new instance, without `__init__`: what `class.__new__(class)` gives, at a fifth of the cost.
+pub(crate) fn new_object<'py>(class: &Bound<'py, PyType>) -> PyResult<Bound<'py, PyAny>> {
+    let py = class.py();
+    // SAFETY: the class is alive; every class has the slot, and what it holds is a `newfunc`, which takes a type,
+    // a tuple and a dict or null, and returns a new reference, or null with an exception set.
+    unsafe {
+        let slot = pyo3::ffi::PyType_GetSlot(class.as_type_ptr(), pyo3::ffi::Py_tp_new);
+        if slot.is_null() {
+            return Err(crate::raw::bug("a class without __new__"));
+        }
+        let new: pyo3::ffi::newfunc = std::mem::transmute(slot);
+        let made = new(
+            class.as_type_ptr(),
+            PyTuple::empty(py).as_ptr(),
+            std::ptr::null_mut(),
+        );
+        Bound::from_owned_ptr_or_err(py, made)
+    }
+}
+
+/// Takes a new object out of the garbage collector's lists. Only for one whose class takes part in collection,
+/// that is in the lists, and that refers to nothing that could refer to it.
+pub(crate) fn untrack(object: &Bound<'_, PyAny>) {
+    // SAFETY: the object is alive, of such a class, and we hold the interpreter's lock.
+    unsafe { pyo3::ffi::PyObject_GC_UnTrack(object.as_ptr().cast()) }
+}
+
+/// Puts back what [`untrack`] took out; must not be called twice.
+pub(crate) fn track(object: &Bound<'_, PyAny>) {
+    // SAFETY: as above, and the object is complete: traversing it finds valid references.
+    unsafe {
+        if pyo3::ffi::PyObject_GC_IsTracked(object.as_ptr()) == 0 {
+            pyo3::ffi::PyObject_GC_Track(object.as_ptr().cast());
+        }
+    }
+}
+
+/// Whether an object could be part of a cycle.
+pub(crate) fn may_have_cycles(object: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: the class is alive.
+    let flags = unsafe { pyo3::ffi::PyType_GetFlags(object.get_type_ptr()) };
+    flags & pyo3::ffi::Py_TPFLAGS_HAVE_GC != 0
+}
+
+/// `object.name = value` (or `del object.name`), as every plain object does it.
+pub(crate) fn set_attribute(
+    object: &Bound<'_, PyAny>,
+    name: &Bound<'_, PyAny>,
+    value: Option<&Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    let value = value.map_or(std::ptr::null_mut(), Bound::as_ptr);
+    // SAFETY: all three are alive; the answer is zero, or -1 with an exception set.
+    let failed =
+        unsafe { pyo3::ffi::PyObject_GenericSetAttr(object.as_ptr(), name.as_ptr(), value) };
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(PyErr::fetch(object.py()))
+    }
 }
 
 /// The next item of an iterator.

@@ -16,16 +16,17 @@
 //! taken: the engine's may be held already.
 
 use crate::completion;
-use crate::executor::Executor;
+use crate::executor::{Executor, lock};
 use crate::ffi;
 use crate::raw::{Raw, cancelled_error};
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
-use rightlane_runtime::{CallId, End};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use rightlane_runtime::{Attended, CallId, End, Patience, Run};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 const PENDING: u32 = 0;
@@ -36,11 +37,102 @@ const CANCELLED: u32 = 4;
 /// Cancelled by `cancel()` of a future that its user drives; not announced yet.
 const CANCELLED_QUIETLY: u32 = 5;
 
-/// Where a future's task is.
+/// What the futures of one call have in common.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct Origin {
     pub(crate) executor: Arc<Executor>,
     pub(crate) call: CallId,
+    pub(crate) name: Name,
+}
+
+/// What runs, for messages.
+#[derive(Debug)]
+pub(crate) enum Name {
+    /// A lane thread's function, whose name is looked up only when needed.
+    Of(Py<PyAny>),
+    Known(Arc<str>),
+}
+
+impl Name {
+    pub(crate) fn get(&self, py: Python<'_>) -> String {
+        match self {
+            Name::Of(function) => function_name(function.bind(py)),
+            Name::Known(name) => name.to_string(),
+        }
+    }
+}
+
+/// A call that single items join: the futures of those that have not ended, in order.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) origin: Arc<Origin>,
+    open: Mutex<OpenSlots>,
+}
+
+#[derive(Debug, Default)]
+struct OpenSlots {
+    first: u64,
+    slots: VecDeque<Option<Arc<Slot>>>,
+}
+
+impl Stream {
+    pub(crate) fn new(origin: Origin) -> Stream {
+        Stream {
+            origin: Arc::new(origin),
+            open: Mutex::default(),
+        }
+    }
+
+    /// One more item, the next one.
+    pub(crate) fn join(&self, slot: &Arc<Slot>, item: u64) {
+        slot.set_origin(self.origin.clone(), item);
+        let mut open = lock(&self.open);
+        if open.slots.is_empty() {
+            open.first = item;
+        }
+        debug_assert_eq!(
+            open.first + open.slots.len() as u64,
+            item,
+            "items join in order"
+        );
+        open.slots.push_back(Some(slot.clone()));
+    }
+
+    pub(crate) fn settle(&self, item: u64, end: End<'_>) {
+        if let Some(slot) = self.take(item) {
+            slot.settle(end);
+        }
+    }
+
+    fn take(&self, item: u64) -> Option<Arc<Slot>> {
+        let mut open = lock(&self.open);
+        let at = item.checked_sub(open.first);
+        let slot = at.and_then(|at| open.slots.get_mut(at as usize)?.take());
+        while let Some(None) = open.slots.front() {
+            open.slots.pop_front();
+            open.first += 1;
+        }
+        slot
+    }
+
+    pub(crate) fn settle_run(&self, first: u64, run: &Run) {
+        for (item, (flavor, bytes)) in (first..).zip(run.iter()) {
+            if let Some(slot) = self.take(item) {
+                slot.arrive(Ending::Raw(Raw::answer(flavor, bytes)));
+            }
+        }
+    }
+
+    pub(crate) fn cancel_in_child(&self) {
+        for slot in lock(&self.open).slots.iter().flatten() {
+            slot.cancel_in_child();
+        }
+    }
+
+    /// How many of its items have not ended.
+    pub(crate) fn unended(&self) -> usize {
+        lock(&self.open).slots.iter().flatten().count()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -61,12 +153,16 @@ struct Observers {
     condition: Option<Py<PyAny>>,
     waiters: Option<Py<PyList>>,
     callbacks: Vec<Py<PyAny>>,
+    /// The engine was asked to report the end at once.
+    watched: bool,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     ending: Ending,
     observers: Option<Box<Observers>>,
+    /// Where the task is, unless it never went anywhere.
+    origin: Option<Arc<Origin>>,
 }
 
 /// What engine and future share.
@@ -77,9 +173,8 @@ pub(crate) struct Slot {
     bell: AtomicU32,
     waiting: AtomicU32,
     inner: Mutex<Inner>,
-    place: OnceLock<Place>,
-    /// What runs, for messages.
-    name: OnceLock<Py<PyAny>>,
+    /// Which item of its call the task is; set with the origin.
+    item: AtomicU64,
 }
 
 impl Slot {
@@ -89,25 +184,27 @@ impl Slot {
             bell: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             inner: Mutex::default(),
-            place: OnceLock::new(),
-            name: OnceLock::new(),
+            item: AtomicU64::new(0),
         }
     }
 
-    pub(crate) fn set_place(&self, executor: Arc<Executor>, call: CallId) {
-        let _ = self.place.set(Place { executor, call });
+    pub(crate) fn set_origin(&self, origin: Arc<Origin>, item: u64) {
+        self.item.store(item, Ordering::Relaxed);
+        self.lock().origin = Some(origin);
     }
 
-    /// What the task is called in messages: the function, whose name is only looked up when needed.
-    pub(crate) fn set_name(&self, function: Py<PyAny>) {
-        let _ = self.name.set(function);
-    }
-
+    /// What the task is called in messages.
     pub(crate) fn name(&self, py: Python<'_>) -> String {
-        self.name.get().map_or_else(
-            || "a task".to_owned(),
-            |function| function_name(function.bind(py)),
-        )
+        self.origin()
+            .map_or_else(|| "a task".to_owned(), |origin| origin.name.get(py))
+    }
+
+    fn origin(&self) -> Option<Arc<Origin>> {
+        self.lock().origin.clone()
+    }
+
+    fn item(&self) -> u64 {
+        self.item.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -146,6 +243,10 @@ impl Slot {
         let mut inner = self.lock();
         inner.ending = ending;
         let observed = inner.observers.is_some();
+        let watched = inner
+            .observers
+            .as_mut()
+            .is_some_and(|o| std::mem::take(&mut o.watched));
         // Whoever holds the condition may be looking at the state; without one nobody can be.
         let has_condition = inner
             .observers
@@ -159,8 +260,44 @@ impl Slot {
         self.state.store(state, Ordering::SeqCst);
         drop(inner);
         self.ring();
+        if watched && let Some(origin) = self.origin() {
+            origin.executor.engine.unwatch();
+        }
         if observed {
             completion::push(self.clone());
+        }
+    }
+
+    /// Has the engine report the end at once, because somebody will be told of it.
+    fn watch(&self) {
+        let Some(origin) = self.origin() else {
+            return;
+        };
+        {
+            let mut inner = self.lock();
+            if self.has_arrived() {
+                return;
+            }
+            match &mut inner.observers {
+                Some(observers) if !observers.watched => observers.watched = true,
+                _ => return,
+            }
+        }
+        // Not under the slot's lock, which is the last to be taken. Should the end come in between, the
+        // engine is told of that first: it only counts.
+        origin.executor.engine.watch();
+    }
+
+    fn has_arrived(&self) -> bool {
+        self.is_done() || self.state.load(Ordering::SeqCst) == ARRIVED
+    }
+
+    /// Reads what the workers have said, which may be the end of this task.
+    fn look(&self) {
+        if !self.has_arrived()
+            && let Some(origin) = self.origin()
+        {
+            origin.executor.engine.look();
         }
     }
 
@@ -297,21 +434,48 @@ impl Slot {
         waited
     }
 
+    /// Waits for the end, doing the engine's work meanwhile where nobody else does. False when the time is over.
+    fn wait_arrived(&self, py: Python<'_>, deadline: Option<Instant>) -> PyResult<bool> {
+        let Some(origin) = self.origin() else {
+            return self.wait_until(py, deadline, Slot::has_arrived);
+        };
+        let engine = &origin.executor.engine;
+        let mut patience = Patience::default();
+        loop {
+            let attended =
+                py.detach(|| engine.attend(deadline, &mut patience, || self.has_arrived()));
+            match attended {
+                Attended::Ready => return Ok(true),
+                Attended::TimedOut => return Ok(false),
+                Attended::Interrupted => py.check_signals()?,
+                Attended::Taken => {
+                    engine.watch();
+                    let waited = self.wait_until(py, deadline, Slot::has_arrived);
+                    engine.unwatch();
+                    return waited;
+                }
+            }
+        }
+    }
+
     fn wait_done(self: &Arc<Slot>, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
         if self.is_done() {
             return Ok(());
         }
         let deadline = deadline_after(timeout)?;
-        let arrived = |slot: &Slot| slot.is_done() || slot.state.load(Ordering::SeqCst) == ARRIVED;
-        if !self.wait_until(py, deadline, arrived)? {
+        if !self.wait_arrived(py, deadline)? {
             return Err(PyTimeoutError::new_err(()));
         }
         // The completion thread may be busy with somebody's slow callback: do not wait for it.
         self.conclude(py)
     }
 
-    /// The value or the exception; unpickled once, by whoever asks first.
-    fn open(self: &Arc<Slot>, py: Python<'_>) -> PyResult<Result<Py<PyAny>, Py<PyAny>>> {
+    /// The value or the exception; unpickled once, by whoever asks first. `future` is the slot's own.
+    fn open(
+        self: &Arc<Slot>,
+        future: &Bound<'_, FutureCore>,
+    ) -> PyResult<Result<Py<PyAny>, Py<PyAny>>> {
+        let py = future.py();
         loop {
             let mut inner = self.lock();
             let raw = match &mut inner.ending {
@@ -341,10 +505,14 @@ impl Slot {
             };
             drop(inner);
             let name = self.name(py);
-            let opened = raw.open(py, &name, |breakage| match self.place.get() {
-                Some(place) => place.executor.breakage_error(py, breakage),
+            let opened = raw.open(py, &name, |breakage| match self.origin() {
+                Some(origin) => origin.executor.breakage_error(py, breakage),
                 None => crate::raw::bug("a broken future without an executor"),
             });
+            let (Ok(object) | Err(object)) = &opened;
+            if ffi::may_have_cycles(object.bind(py)) {
+                ffi::track(future.as_any());
+            }
             self.lock().ending = match &opened {
                 Ok(value) => Ending::Value(value.clone_ref(py)),
                 Err(exception) => Ending::Exception(exception.clone_ref(py)),
@@ -369,8 +537,8 @@ impl Slot {
             CANCELLED => "CANCELLED_AND_NOTIFIED",
             CANCELLED_QUIETLY => "CANCELLED",
             RUNNING | ARRIVED => "RUNNING",
-            _ => match self.place.get() {
-                Some(place) if place.executor.is_running(place.call) => "RUNNING",
+            _ => match self.origin() {
+                Some(origin) if origin.executor.is_running(origin.call, self.item()) => "RUNNING",
                 _ => "PENDING",
             },
         }
@@ -438,6 +606,7 @@ pub(crate) struct FutureCore {
 impl FutureCore {
     /// Makes sure that the end will be announced, and changes what is to be told.
     fn observe<R>(slf: &Bound<'_, Self>, change: impl FnOnce(&mut Observers) -> R) -> R {
+        ffi::track(slf.as_any());
         let slot = &slf.get().slot;
         let mut inner = slot.lock();
         let done = slot.is_done();
@@ -445,7 +614,10 @@ impl FutureCore {
         if !done && observers.future.is_none() {
             observers.future = Some(slf.clone().into_any().unbind());
         }
-        change(observers)
+        let changed = change(observers);
+        drop(inner);
+        slot.watch();
+        changed
     }
 }
 
@@ -460,31 +632,33 @@ impl FutureCore {
 
     /// The value, or raises what the task raised. Waits at most `timeout` seconds.
     #[pyo3(signature = (timeout=None))]
-    fn result(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
-        self.slot.wait_done(py, timeout)?;
-        if self.slot.state.load(Ordering::SeqCst) != FINISHED {
+    fn result(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        let (py, slot) = (slf.py(), &slf.get().slot);
+        slot.wait_done(py, timeout)?;
+        if slot.state.load(Ordering::SeqCst) != FINISHED {
             return Err(cancelled_error(py));
         }
-        self.slot
-            .open(py)?
+        slot.open(slf)?
             .map_err(|exception| PyErr::from_value(exception.into_bound(py)))
     }
 
     /// What the task raised, or None.
     #[pyo3(signature = (timeout=None))]
-    fn exception(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
-        self.slot.wait_done(py, timeout)?;
-        if self.slot.state.load(Ordering::SeqCst) != FINISHED {
+    fn exception(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
+        let (py, slot) = (slf.py(), &slf.get().slot);
+        slot.wait_done(py, timeout)?;
+        if slot.state.load(Ordering::SeqCst) != FINISHED {
             return Err(cancelled_error(py));
         }
-        if !self.slot.failed() {
+        if !slot.failed() {
             return Ok(None);
         }
-        Ok(self.slot.open(py)?.err())
+        Ok(slot.open(slf)?.err())
     }
 
     /// Whether it has ended, in whatever way.
     fn done(&self) -> bool {
+        self.slot.look();
         self.slot.is_done()
     }
 
@@ -500,14 +674,15 @@ impl FutureCore {
 
     /// Whether it has been claimed and has not ended.
     fn running(&self) -> bool {
+        self.slot.look();
         self.slot.state_name() == "RUNNING"
     }
 
     /// Cancels it unless it has been claimed.
     fn cancel(slf: &Bound<'_, Self>) -> PyResult<bool> {
         let (py, slot) = (slf.py(), &slf.get().slot);
-        if let Some(place) = slot.place.get() {
-            if !slot.is_done() && place.executor.cancel(place.call) {
+        if let Some(origin) = slot.origin() {
+            if !slot.is_done() && origin.executor.cancel(origin.call, slot.item()) {
                 slot.announce(py)?;
             }
             return Ok(slf.get().cancelled());
@@ -534,6 +709,7 @@ impl FutureCore {
     /// Calls `callback(future)` when the future is done: at once, in this thread, if it is; else on the
     /// completion thread.
     fn add_done_callback(slf: &Bound<'_, Self>, callback: Bound<'_, PyAny>) -> PyResult<()> {
+        ffi::track(slf.as_any());
         let slot = &slf.get().slot;
         let queued = {
             let mut inner = slot.lock();
@@ -549,7 +725,8 @@ impl FutureCore {
             }
         };
         if queued {
-            return if slot.place.get().is_some() {
+            slot.watch();
+            return if slot.origin().is_some() {
                 completion::start(slf.py())
             } else {
                 Ok(())
@@ -588,6 +765,7 @@ impl FutureCore {
 
     #[getter(_state)]
     fn state(&self) -> &'static str {
+        self.slot.look();
         self.slot.state_name()
     }
 
@@ -597,7 +775,7 @@ impl FutureCore {
         if let Some(known) = Self::observe(slf, |o| o.condition.as_ref().map(|c| c.clone_ref(py))) {
             return Ok(known);
         }
-        if slf.get().slot.place.get().is_some() {
+        if slf.get().slot.origin().is_some() {
             completion::start(py)?;
         }
         let made = py.import("threading")?.call_method0("Condition")?.unbind();
@@ -624,19 +802,21 @@ impl FutureCore {
     }
 
     #[getter(_result)]
-    fn raw_result(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        if !self.slot.is_done() || self.cancelled() || self.slot.failed() {
+    fn raw_result(slf: &Bound<'_, Self>) -> PyResult<Option<Py<PyAny>>> {
+        let future = slf.get();
+        if !future.slot.is_done() || future.cancelled() || future.slot.failed() {
             return Ok(None);
         }
-        Ok(self.slot.open(py)?.ok())
+        Ok(future.slot.open(slf)?.ok())
     }
 
     #[getter(_exception)]
-    fn raw_exception(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        if !self.slot.is_done() || self.cancelled() || !self.slot.failed() {
+    fn raw_exception(slf: &Bound<'_, Self>) -> PyResult<Option<Py<PyAny>>> {
+        let future = slf.get();
+        if !future.slot.is_done() || future.cancelled() || !future.slot.failed() {
             return Ok(None);
         }
-        Ok(self.slot.open(py)?.err())
+        Ok(future.slot.open(slf)?.err())
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
@@ -662,6 +842,20 @@ impl FutureCore {
         Ok(format!("<{name} at {at:#x} state={shown}{ending}>"))
     }
 
+    fn __setattr__(
+        slf: &Bound<'_, Self>,
+        name: &Bound<'_, PyAny>,
+        value: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        // From here on it may be part of a cycle.
+        ffi::track(slf.as_any());
+        ffi::set_attribute(slf.as_any(), name, Some(value))
+    }
+
+    fn __delattr__(slf: &Bound<'_, Self>, name: &Bound<'_, PyAny>) -> PyResult<()> {
+        ffi::set_attribute(slf.as_any(), name, None)
+    }
+
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         // Whoever holds the lock now is not letting go of these objects either.
         let Ok(inner) = self.slot.inner.try_lock() else {
@@ -671,8 +865,10 @@ impl FutureCore {
             // The engine holds the slot as well: what hangs on it is reachable from there.
             return Ok(());
         }
-        if let Some(name) = self.slot.name.get() {
-            visit.call(name)?;
+        if let Some(origin) = &inner.origin
+            && let Name::Of(function) = &origin.name
+        {
+            visit.call(function)?;
         }
         match &inner.ending {
             Ending::Value(object) | Ending::Exception(object) => visit.call(object)?,
@@ -703,7 +899,7 @@ impl FutureCore {
         let slot = &slf.get().slot;
         let refused = {
             let mut inner = slot.lock();
-            let refused = slot.is_done() || slot.place.get().is_some();
+            let refused = slot.is_done() || inner.origin.is_some();
             if !refused {
                 inner.ending = ending;
                 slot.state.store(FINISHED, Ordering::SeqCst);

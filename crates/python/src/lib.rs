@@ -2,10 +2,11 @@
 //!
 //! * [`executor`]: one executor: calls in, lane threads.
 //! * [`future`]: the Rust half of a future; [`completion`]: who announces ends.
-//! * [`map`]: reading inputs, yielding results in order.
+//! * [`map`]: reading inputs, yielding results in order; [`kept`]: the ends in between.
 //! * [`cached`]: Python objects looked up once.
 //! * [`codec`], [`raw`]: how values travel, and how ends arrive.
 //! * [`definition`]: functions and classes named by number.
+//! * [`known`]: functions whose definitions still hold.
 //! * [`worker`]: the loops of template and worker processes.
 //! * [`ffi`]: calls of Python code in threads that may end in it.
 //! * [`cli`]: the commands.
@@ -18,6 +19,8 @@ mod definition;
 mod executor;
 mod ffi;
 mod future;
+mod kept;
+mod known;
 mod map;
 mod raw;
 mod worker;

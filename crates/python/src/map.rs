@@ -1,6 +1,7 @@
 //! Maps: reading the input, keeping the ends, yielding them in order.
 //!
-//! Three objects share a map. [`MapState`] keeps what has ended and is not yielded; the engine writes to it.
+//! Three objects share a map. [`MapState`] keeps what has ended and is not yielded (in `kept`); the engine writes
+//! to it.
 //! [`Feed`] reads the user's input, always in a thread of the user's, never in one of ours. [`MapResults`] is
 //! the iterator that the user holds.
 //!
@@ -10,18 +11,21 @@
 
 use crate::codec;
 use crate::executor::{
-    Executor, Lane, Local, LocalItems, Ticket, as_serialization_error, call_item, is_unsendable,
-    local_call, lock, record, shape, write_item,
+    Client, Executor, Lane, Local, LocalItems, Ticket, as_serialization_error, call_item,
+    is_unsendable, local_call, lock, record, shape, write_item,
 };
 use crate::ffi;
 use crate::future::{deadline_after, function_name};
+use crate::kept::{Entry, Kept, Part};
 use crate::raw::{Raw, cancelled_error};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTimeoutError};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyRange, PyTuple};
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
-use rightlane_runtime::{Block, CallId, Definition, End, Plan, Remote};
-use std::collections::VecDeque;
+use rightlane_runtime::{
+    Attended, Block, CallId, Definition, End, Engine, Patience, Plan, Remote, Run,
+};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -32,33 +36,6 @@ pub(crate) const READ_AHEAD_ITEMS: usize = 10_000;
 /// Blocks grow from the first to the last of these sizes.
 const FIRST_BLOCK_ITEMS: usize = 16;
 const MOST_BLOCK_ITEMS: usize = 16 * 1024;
-const MOST_BLOCK_BYTES: usize = 1024 * 1024;
-
-#[derive(Debug)]
-enum Entry {
-    Pending,
-    Raw(Raw),
-    Value(Py<PyAny>),
-    Exception(Py<PyAny>),
-}
-
-#[derive(Debug, Default)]
-struct Kept {
-    entries: VecDeque<Entry>,
-    /// Which item the first entry is.
-    first: u64,
-    /// Items that have ended.
-    ended: u64,
-    /// Items read.
-    read: u64,
-    /// Items that did not go the way of the others, in order: the engine counts the others only.
-    aside: Vec<u64>,
-    /// Nobody will ask any more.
-    discard: bool,
-    /// The item somebody waits for; and whether somebody waits for any at all, to read on.
-    wanted: Option<u64>,
-    any_wanted: bool,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -85,19 +62,14 @@ impl MapState {
 
     /// The engine reports the end of an item that went the way of most; it counts those only.
     pub(crate) fn settle_remote(&self, item: u64, end: End<'_>) {
-        self.put(Entry::Raw(Raw::new(end)), |kept| {
-            // `aside[j] - j` is how many of the engine's items come before the j-th one set aside.
-            let (mut low, mut high) = (0, kept.aside.len());
-            while low < high {
-                let j = low + (high - low) / 2;
-                if kept.aside[j] - j as u64 <= item {
-                    low = j + 1
-                } else {
-                    high = j
-                }
-            }
-            item + low as u64
-        });
+        self.put(Entry::Raw(Raw::new(end)), |kept| kept.place(item));
+    }
+
+    /// The same of consecutive items that were answered.
+    pub(crate) fn settle_run(&self, first: u64, run: &Run) {
+        if lock(&self.kept).put_run(first, run) {
+            self.ring();
+        }
     }
 
     /// The engine reports the end of this item.
@@ -115,22 +87,13 @@ impl MapState {
     }
 
     fn put(&self, entry: Entry, place: impl FnOnce(&Kept) -> u64) {
-        let mut kept = lock(&self.kept);
-        kept.ended += 1;
-        let at = place(&kept);
-        let index = at.checked_sub(kept.first).map(|index| index as usize);
-        let dropped = if kept.discard {
-            Some(entry)
-        } else if let Some(slot) = index.and_then(|index| kept.entries.get_mut(index)) {
-            *slot = entry;
-            None
-        } else {
-            Some(entry)
+        let (wanted, dropped) = {
+            let mut kept = lock(&self.kept);
+            let at = place(&kept);
+            kept.put(at, entry)
         };
-        // Most ends are nobody's next: no wake for them.
-        let wanted = kept.any_wanted || kept.wanted == Some(at);
-        drop(kept);
         drop(dropped);
+        // Most ends are nobody's next: no wake for them.
         if wanted {
             self.ring();
         }
@@ -145,59 +108,31 @@ impl MapState {
 
     /// In a forked child: what has not ended is cancelled.
     pub(crate) fn cancel_in_child(&self) {
-        let mut kept = lock(&self.kept);
-        for entry in &mut kept.entries {
-            if let Entry::Pending = entry {
-                *entry = Entry::Raw(Raw::Cancelled);
-            }
-        }
-        kept.ended = kept.read;
+        lock(&self.kept).cancel_rest();
     }
 
-    /// Makes room for items that are on their way.
+    /// So many items are on their way.
     fn add_pending(&self, count: u64) {
-        let mut kept = lock(&self.kept);
-        kept.read += count;
-        if !kept.discard {
-            kept.entries.extend((0..count).map(|_| Entry::Pending));
-        }
+        lock(&self.kept).read += count;
     }
 
     /// The last so many items were not accepted.
     fn cancel_last(&self, count: u64) {
-        let mut kept = lock(&self.kept);
-        kept.ended += count;
-        let Kept {
-            entries,
-            aside,
-            first,
-            ..
-        } = &mut *kept;
-        let mut left = count;
-        for (index, entry) in entries.iter_mut().enumerate().rev() {
-            if left == 0 {
-                break;
-            }
-            if aside.binary_search(&(*first + index as u64)).is_err() {
-                *entry = Entry::Raw(Raw::Cancelled);
-                left -= 1;
-            }
-        }
-        drop(kept);
+        lock(&self.kept).cancel_last(count);
         self.ring();
     }
 
-    /// Makes room for one more item; returns its number.
-    fn add(&self, entry: Entry) -> u64 {
+    /// One more item is on its way; returns its number.
+    fn add_one_pending(&self) -> u64 {
         let mut kept = lock(&self.kept);
-        let at = kept.read;
         kept.read += 1;
-        if !matches!(entry, Entry::Pending) {
-            kept.ended += 1;
-        }
-        if !kept.discard {
-            kept.entries.push_back(entry);
-        }
+        kept.read - 1
+    }
+
+    /// One more item, which has ended already; returns its number.
+    fn add(&self, entry: Entry) -> u64 {
+        let at = self.add_one_pending();
+        self.put(entry, |_| at);
         at
     }
 
@@ -216,30 +151,37 @@ impl MapState {
     }
 
     fn discard(&self) {
-        let dropped = {
-            let mut kept = lock(&self.kept);
-            kept.discard = true;
-            kept.first = kept.read;
-            std::mem::take(&mut kept.entries)
-        };
+        let dropped = lock(&self.kept).discard();
         drop(dropped);
     }
 
-    /// Moves the ends that are next in order, at most so many.
-    fn take_ready(&self, into: &mut VecDeque<Entry>, most: usize) {
-        let mut kept = lock(&self.kept);
-        for _ in 0..most {
-            match kept.entries.front() {
-                None | Some(Entry::Pending) => break,
-                Some(_) => {
-                    into.extend(kept.entries.pop_front());
-                    kept.first += 1;
+    /// Waits, doing the engine's work meanwhile where nobody else does. False when the time is over.
+    fn wait(
+        &self,
+        py: Python<'_>,
+        engine: &Engine<Client>,
+        deadline: Option<Instant>,
+        any: bool,
+        ready: impl Fn(&Kept) -> bool + Sync,
+    ) -> PyResult<bool> {
+        let mut patience = Patience::default();
+        loop {
+            let now = || ready(&lock(&self.kept));
+            match py.detach(|| engine.attend(deadline, &mut patience, now)) {
+                Attended::Ready => return Ok(true),
+                Attended::TimedOut => return Ok(false),
+                Attended::Interrupted => py.check_signals()?,
+                Attended::Taken => {
+                    engine.watch();
+                    let waited = self.wait_to_be_told(py, deadline, any, ready);
+                    engine.unwatch();
+                    return waited;
                 }
             }
         }
     }
 
-    fn wait(
+    fn wait_to_be_told(
         &self,
         py: Python<'_>,
         deadline: Option<Instant>,
@@ -271,6 +213,55 @@ impl MapState {
         };
         self.waiting.fetch_sub(1, Ordering::SeqCst);
         waited
+    }
+}
+
+/// The numbers of a `range`, all within 64 bits: workers make them themselves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Numbers {
+    start: i64,
+    step: i64,
+    count: u64,
+}
+
+impl Numbers {
+    /// Of a `range` object, if it is one and its numbers are small enough.
+    fn of(range: &Bound<'_, PyAny>) -> Option<Numbers> {
+        let py = range.py();
+        let range = range.cast_exact::<PyRange>().ok()?;
+        let part = |name| range.getattr(name)?.extract::<i64>();
+        let parts = (
+            part(intern!(py, "start")),
+            part(intern!(py, "stop")),
+            part(intern!(py, "step")),
+            range.len(),
+        );
+        // What fails does so because a number is too large.
+        match parts {
+            (Ok(start), Ok(_), Ok(step), Ok(count)) => Some(Numbers {
+                start,
+                step,
+                count: count as u64,
+            }),
+            _ => None,
+        }
+    }
+
+    /// As workers read it.
+    fn to_rule(self) -> Box<[u8]> {
+        [self.start.to_le_bytes(), self.step.to_le_bytes()]
+            .concat()
+            .into()
+    }
+
+    /// The rule's numbers from the first one of a piece on.
+    pub(crate) fn from_rule(first: u64, rule: &[u8]) -> Option<impl Iterator<Item = i64> + use<>> {
+        let (start, rest) = rule.split_first_chunk()?;
+        let (step, _) = rest.split_first_chunk()?;
+        let (start, step) = (i64::from_le_bytes(*start), i64::from_le_bytes(*step));
+        // All lie between the range's ends, but the one after the last need not fit.
+        let nth = move |n: u64| start.wrapping_add(step.wrapping_mul(n as i64));
+        Some((first..).map(nth))
     }
 }
 
@@ -310,7 +301,7 @@ impl Source {
     pub(crate) fn new(
         lane: Lane,
         function: &Bound<'_, PyAny>,
-        iterator: Bound<'_, PyAny>,
+        iterable: Bound<'_, PyAny>,
         spread: bool,
         chunk_items: Option<u64>,
     ) -> PyResult<Source> {
@@ -333,7 +324,7 @@ impl Source {
             Lane::Thread => local(),
             Lane::Process | Lane::Auto => match record(function) {
                 Ok(definition) => Way::Remote {
-                    definition,
+                    definition: definition.get().inner.clone(),
                     fall_back: lane == Lane::Auto,
                     call: None,
                     block: Block::new(),
@@ -345,14 +336,25 @@ impl Source {
                 Err(error) => return Err(error),
             },
         };
+        let (mut way, mut unadded) = (way, 0);
+        let mut iterable = iterable;
+        if let Way::Remote { block, .. } = &mut way
+            && let Some(numbers) = Numbers::of(&iterable)
+        {
+            // All of it is read, so to speak.
+            *block = Block::generated(numbers.count, numbers.to_rule());
+            unadded = numbers.count;
+            iterable = PyTuple::empty(py).into_any();
+        }
+        let iterator = iterable.try_iter()?;
         Ok(Source {
-            iterator: iterator.unbind(),
+            iterator: iterator.into_any().unbind(),
             function: function.clone().unbind(),
             spread,
             chunk_items,
             way,
             block_items: FIRST_BLOCK_ITEMS,
-            unadded: 0,
+            unadded,
         })
     }
 
@@ -387,7 +389,7 @@ impl Source {
             } => match write_item(item, "item", block) {
                 Ok(()) => {
                     self.unadded += 1;
-                    if block.len() >= self.block_items || block.row_bytes() >= MOST_BLOCK_BYTES {
+                    if block.len() >= self.block_items || !block.has_room() {
                         self.flush(feed, py)?;
                     }
                 }
@@ -396,7 +398,7 @@ impl Source {
                     state.add_pending(std::mem::take(&mut self.unadded));
                     let fall_back = *fall_back;
                     if fall_back {
-                        let at = state.add(Entry::Pending);
+                        let at = state.add_one_pending();
                         state.set_aside(at);
                         let function = self.function.bind(py);
                         let local = if self.spread {
@@ -435,13 +437,13 @@ impl Source {
                 let count = std::mem::take(count);
                 match *call {
                     Some(call) if feed.executor.extend_local(py, call, count)? => {}
-                    Some(_) => feed.state.cancel_last(count),
+                    Some(_) => feed.cancel_last(count),
                     None => {
                         let ticket = Ticket::Map(feed.state.clone());
                         let submitted =
                             feed.executor
                                 .submit_local(py, local.clone(), count, ticket, plan);
-                        let made = submitted.inspect_err(|_| feed.state.cancel_last(count))?;
+                        let made = submitted.inspect_err(|_| feed.cancel_last(count))?;
                         *call = Some(made);
                         feed.set_call(made);
                     }
@@ -459,7 +461,7 @@ impl Source {
                     Some(call) => {
                         if !feed.executor.engine.extend_remote(call, items) {
                             // Cancelled or broken meanwhile, and forgotten.
-                            feed.state.cancel_last(count);
+                            feed.cancel_last(count);
                         }
                     }
                     None => {
@@ -476,7 +478,7 @@ impl Source {
                         };
                         let ticket = Ticket::Map(feed.state.clone());
                         let submitted = feed.executor.submit_remote(py, remote, ticket, plan);
-                        let made = submitted.inspect_err(|_| feed.state.cancel_last(count))?;
+                        let made = submitted.inspect_err(|_| feed.cancel_last(count))?;
                         *call = Some(made);
                         feed.set_call(made);
                     }
@@ -625,6 +627,12 @@ impl Feed {
         }
         self.executor.remove_feed(self);
         self.state.ring();
+        self.executor.engine.nudge();
+    }
+
+    fn cancel_last(&self, count: u64) {
+        self.state.cancel_last(count);
+        self.executor.engine.nudge();
     }
 
     /// The executor ends what is not begun.
@@ -661,7 +669,8 @@ impl Feed {
                 let ready = |kept: &Kept| {
                     self.is_exhausted() || (!elsewhere && kept.read - kept.ended <= most)
                 };
-                self.state.wait(py, soon, true, ready)?;
+                self.state
+                    .wait(py, &self.executor.engine, soon, true, ready)?;
                 py.check_signals()?;
                 continue;
             }
@@ -713,7 +722,8 @@ impl Executor {
 #[derive(Debug)]
 pub(crate) struct MapResults {
     feed: Arc<Feed>,
-    ready: VecDeque<Entry>,
+    /// The ends that are next, taken together.
+    ready: Option<Part>,
     window: usize,
     deadline: Option<Instant>,
     started: bool,
@@ -763,7 +773,7 @@ impl MapResults {
         let window = window.unwrap_or(READ_AHEAD_ITEMS);
         Ok(MapResults {
             feed,
-            ready: VecDeque::new(),
+            ready: None,
             window,
             deadline,
             started: false,
@@ -774,37 +784,33 @@ impl MapResults {
     fn stop(&mut self) {
         self.finished = true;
         self.feed.cancel();
-        let ready = std::mem::take(&mut self.ready);
+        let ready = self.ready.take();
         drop(ready);
     }
 
     fn next(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        // The usual case first: everything is read, and the next result is here.
-        if !self.ready.is_empty()
+        // The usual case first: everything is read, and the next result is here, and a plain one.
+        if let Some(Part::Run(run)) = &mut self.ready
             && self.feed.is_exhausted()
-            && let Some(entry) = self.ready.pop_front()
+            && let Some(answer) = run.next_plain()
         {
-            return self.open(py, entry).map(Some);
+            return Ok(Some(codec::decode(py, answer)?.unbind()));
         }
         let feed = self.feed.clone();
         let state = &feed.state;
         loop {
-            if let Some(entry) = self.ready.pop_front() {
+            if let Some(entry) = self.ready.as_mut().and_then(Part::next) {
                 if !feed.is_exhausted() {
                     // The one in hand is not yielded yet.
-                    let held = feed.held() + self.ready.len() + 1;
+                    let held = feed.held() + self.ready.as_ref().map_or(0, Part::len) + 1;
                     feed.read(py, self.window.saturating_sub(held).min(64))?;
                 }
                 return self.open(py, entry).map(Some);
             }
             // With a window of its own a map holds no more than that, taken or not.
-            let most = if feed.open_ended || feed.is_exhausted() {
-                1024
-            } else {
-                1
-            };
-            state.take_ready(&mut self.ready, most);
-            if !self.ready.is_empty() {
+            let all = feed.open_ended || feed.is_exhausted();
+            self.ready = lock(&state.kept).take_front(all);
+            if self.ready.is_some() {
                 continue;
             }
             if feed.is_exhausted() && state.unyielded() == 0 {
@@ -823,10 +829,9 @@ impl MapResults {
             }
             feed.flush(py)?;
             let ready = |kept: &Kept| {
-                !matches!(kept.entries.front(), Some(Entry::Pending))
-                    && (!kept.entries.is_empty() || feed.is_exhausted())
+                kept.is_front_ready() || kept.first == kept.read && feed.is_exhausted()
             };
-            if !state.wait(py, self.deadline, false, ready)? {
+            if !state.wait(py, &feed.executor.engine, self.deadline, false, ready)? {
                 return Err(PyTimeoutError::new_err(()));
             }
         }
@@ -836,12 +841,6 @@ impl MapResults {
         let raised = match entry {
             Entry::Value(value) => return Ok(value),
             Entry::Exception(exception) => exception,
-            Entry::Raw(Raw::Answer {
-                flavor: crate::raw::flavor::RETURNED,
-                bytes,
-            }) if !bytes.as_slice().is_empty() && bytes.as_slice()[0] != codec::PICKLE => {
-                return Ok(codec::decode(py, bytes.as_slice())?.unbind());
-            }
             Entry::Raw(Raw::Cancelled) => return Err(cancelled_error(py)),
             Entry::Raw(raw) => {
                 let executor = &self.feed.executor;
@@ -853,7 +852,6 @@ impl MapResults {
                     Err(exception) => exception,
                 }
             }
-            Entry::Pending => return Err(crate::raw::bug("a pending item was taken as ready")),
         };
         Err(PyErr::from_value(raised.into_bound(py)))
     }

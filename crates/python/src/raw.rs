@@ -20,28 +20,43 @@ pub(crate) mod flavor {
 #[derive(Debug)]
 pub(crate) enum Bytes {
     Small { len: u8, bytes: [u8; 14] },
-    Large { bytes: Vec<u8>, skip: usize },
+    Large(Box<Large>),
+}
+
+#[derive(Debug)]
+pub(crate) struct Large {
+    bytes: Vec<u8>,
+    skip: usize,
 }
 
 impl Bytes {
     fn new(answer: AnswerBytes<'_>) -> Bytes {
-        let slice = answer.as_slice();
-        if slice.len() <= 14 {
-            let mut bytes = [0; 14];
-            bytes[..slice.len()].copy_from_slice(slice);
-            return Bytes::Small {
-                len: slice.len() as u8,
-                bytes,
-            };
-        }
-        let (bytes, skip) = answer.into_owned();
-        Bytes::Large { bytes, skip }
+        Bytes::small(answer.as_slice()).unwrap_or_else(|| {
+            let (bytes, skip) = answer.into_owned();
+            Bytes::Large(Box::new(Large { bytes, skip }))
+        })
+    }
+
+    fn small(slice: &[u8]) -> Option<Bytes> {
+        let mut bytes = [0; 14];
+        bytes.get_mut(..slice.len())?.copy_from_slice(slice);
+        Some(Bytes::Small {
+            len: slice.len() as u8,
+            bytes,
+        })
+    }
+
+    fn copy(slice: &[u8]) -> Bytes {
+        Bytes::small(slice).unwrap_or_else(|| {
+            let bytes = slice.to_vec();
+            Bytes::Large(Box::new(Large { bytes, skip: 0 }))
+        })
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             Bytes::Small { len, bytes } => &bytes[..usize::from(*len)],
-            Bytes::Large { bytes, skip } => &bytes[*skip..],
+            Bytes::Large(large) => &large.bytes[large.skip..],
         }
     }
 }
@@ -51,7 +66,7 @@ impl Bytes {
 pub(crate) enum Raw {
     Answer { flavor: u8, bytes: Bytes },
     Cancelled,
-    Lost(Loss),
+    Lost(Box<Loss>),
     Broken(Breakage),
 }
 
@@ -63,8 +78,16 @@ impl Raw {
                 bytes: Bytes::new(bytes),
             },
             End::Cancelled => Raw::Cancelled,
-            End::Lost(loss) => Raw::Lost(loss),
+            End::Lost(loss) => Raw::Lost(Box::new(loss)),
             End::Broken(breakage) => Raw::Broken(breakage),
+        }
+    }
+
+    /// An answer, copied.
+    pub(crate) fn answer(flavor: u8, bytes: &[u8]) -> Raw {
+        Raw::Answer {
+            flavor,
+            bytes: Bytes::copy(bytes),
         }
     }
 

@@ -5,6 +5,7 @@
 
 use crate::codec;
 use crate::executor::{call_item, shape};
+use crate::map::Numbers;
 use crate::raw::{describe, flavor};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -12,6 +13,7 @@ use pyo3::types::{PyDict, PyTuple};
 use rightlane_runtime::nursery::{Interpreter, Nursery, Seat};
 use rightlane_runtime::sys::futex::Waited;
 use rightlane_runtime::sys::process::{exit_now, forked};
+use rightlane_runtime::wire::GENERATED;
 use rightlane_runtime::worker::{Desk, Message, Piece, WorkerError};
 use std::collections::HashMap;
 use std::io;
@@ -35,6 +37,7 @@ pub(crate) struct WorkerSeat {
 struct PythonInterpreter<'py> {
     fork: Bound<'py, PyAny>,
     run_site: Bound<'py, PyAny>,
+    warm_up: Bound<'py, PyAny>,
 }
 
 impl Interpreter for PythonInterpreter<'_> {
@@ -55,6 +58,13 @@ impl Interpreter for PythonInterpreter<'_> {
             .and_then(|fit| fit.extract())
             .unwrap_or(false)
     }
+
+    fn warm_up(&mut self) -> bool {
+        self.warm_up
+            .call0()
+            .and_then(|more| more.extract())
+            .unwrap_or(false)
+    }
 }
 
 /// The template's life. Returns None when it is over, and a seat in each worker that it forks.
@@ -62,9 +72,14 @@ impl Interpreter for PythonInterpreter<'_> {
 pub(crate) fn serve_template(
     fork: Bound<'_, PyAny>,
     run_site: Bound<'_, PyAny>,
+    warm_up: Bound<'_, PyAny>,
 ) -> PyResult<Option<WorkerSeat>> {
     let mut nursery = Nursery::open()?;
-    let seat = nursery.run(&mut PythonInterpreter { fork, run_site });
+    let seat = nursery.run(&mut PythonInterpreter {
+        fork,
+        run_site,
+        warm_up,
+    });
     // Dropped in the worker as well: none of the template's descriptors stay open there.
     drop(nursery);
     Ok(seat.map(|seat| WorkerSeat { seat: Some(seat) }))
@@ -179,7 +194,7 @@ impl<'py> Worker<'py> {
         if let Some((id, arguments)) = initializer {
             // From here on a death is the initializer's, not a failed boot (rule 10).
             self.desk.started().map_err(broken)?;
-            let outcome = self.call(id, shape::SPREAD, &arguments);
+            let outcome = self.call(id, shape::SPREAD, Argument::Bytes(&arguments));
             self.flush();
             let raised = match outcome {
                 Ok(_) => None,
@@ -204,18 +219,27 @@ impl<'py> Worker<'py> {
         let mut flushed_ns = begun_ns;
         let mut look_at_clock = 0;
         let mut skipped = Ok(());
+        let shape = head.shape & !GENERATED;
+        let mut numbers = piece
+            .rule()
+            .and_then(|(first, rule)| Numbers::from_rule(first, rule));
         for item in 0..head.items {
             // Before anything that belongs to the item is unpickled: user code may run there (rule 8).
             if !self.desk.claim(head.seq, item) {
+                self.flush();
                 skipped = self.desk.skipped(head.seq, item);
                 break;
             }
-            let Some(bytes) = piece.next_item() else {
+            let argument = match &mut numbers {
+                Some(numbers) => numbers.next().map(Argument::Number),
+                None => piece.next_item().map(Argument::Bytes),
+            };
+            let Some(argument) = argument else {
                 return Err(PyRuntimeError::new_err(
                     "a piece is shorter than its head says",
                 ));
             };
-            let flavor = self.run_item(head.function, head.shape, bytes);
+            let flavor = self.run_item(head.function, shape, argument);
             if forked() {
                 // The task forked and came back in the child: the answer is its parent's to give.
                 self.flush();
@@ -234,7 +258,7 @@ impl<'py> Worker<'py> {
                 look_at_clock = item + 1 + (CLOCK_EVERY_NS / per_item_ns.max(1)).min(63) as u32;
             }
             let busy_ns = last.then_some(now_ns - begun_ns);
-            self.publish(head.seq, item, flavor, busy_ns, now_ns)?;
+            self.publish(head.seq, item, flavor, busy_ns)?;
         }
         if let Some(passing) = self.passing.take() {
             self.functions.remove(&passing);
@@ -243,18 +267,11 @@ impl<'py> Worker<'py> {
         skipped.map_err(broken)
     }
 
-    fn publish(
-        &mut self,
-        seq: u64,
-        item: u32,
-        flavor: u8,
-        busy_ns: Option<u64>,
-        now_ns: u64,
-    ) -> PyResult<()> {
+    fn publish(&mut self, seq: u64, item: u32, flavor: u8, busy_ns: Option<u64>) -> PyResult<()> {
         let mut bytes = std::mem::take(&mut self.answer);
         {
             let mut answer = self.desk.answer(seq, item, flavor, busy_ns, &mut bytes);
-            while !self.desk.publish(&mut answer, now_ns).map_err(broken)? {
+            while !self.desk.publish(&mut answer).map_err(broken)? {
                 let desk = &mut self.desk;
                 if self.py.detach(|| desk.wait_for_room()) == Waited::Interrupted {
                     self.py.check_signals()?;
@@ -269,11 +286,12 @@ impl<'py> Worker<'py> {
     }
 
     /// Runs one item and leaves its outcome in `answer`; returns the flavor.
-    fn run_item(&mut self, function: u64, shape: u32, bytes: &[u8]) -> u8 {
+    fn run_item(&mut self, function: u64, shape: u32, argument: Argument<'_>) -> u8 {
         let py = self.py;
-        let outcome = self.call(function, shape, bytes);
-        self.answer.clear();
-        self.answer.resize(HEAD_BYTES, 0);
+        let outcome = self.call(function, shape, argument);
+        // The head is written last; what lies there until then is no matter.
+        self.answer.resize(self.answer.len().max(HEAD_BYTES), 0);
+        self.answer.truncate(HEAD_BYTES);
         let raised = match outcome {
             Ok(value) => match self.write_value(&value) {
                 Ok(()) => return flavor::RETURNED,
@@ -301,7 +319,7 @@ impl<'py> Worker<'py> {
         &mut self,
         function: u64,
         shape: u32,
-        bytes: &[u8],
+        argument: Argument<'_>,
     ) -> Result<Bound<'py, PyAny>, Failed> {
         let py = self.py;
         let function = match &self.current {
@@ -312,7 +330,14 @@ impl<'py> Worker<'py> {
                 found
             }
         };
-        let argument = codec::decode(py, bytes).map_err(Failed::Unreadable)?;
+        let argument = match argument {
+            Argument::Bytes(bytes) => codec::decode(py, bytes),
+            Argument::Number(number) => number
+                .into_pyobject(py)
+                .map(Bound::into_any)
+                .map_err(PyErr::from),
+        };
+        let argument = argument.map_err(Failed::Unreadable)?;
         let called = match shape {
             shape::ONE => call_item(&function, &argument, false),
             shape::SPREAD => call_item(&function, &argument, true),
@@ -384,13 +409,20 @@ impl<'py> Worker<'py> {
     }
 
     fn tell_notices(&mut self) {
-        // Almost always None.
+        // Almost always None. Asked for first: trying to read that as bytes imports `collections.abc`.
         if let Ok(notice) = self.hooks.take_notices.call0()
+            && !notice.is_none()
             && let Ok(bytes) = notice.extract::<Vec<u8>>()
         {
             let _ = self.desk.notice(&bytes);
         }
     }
+}
+
+/// What an item is made from.
+enum Argument<'a> {
+    Bytes(&'a [u8]),
+    Number(i64),
 }
 
 enum Failed {

@@ -38,6 +38,22 @@ pub(crate) fn copy_out(data: &[AtomicU64], at: u64, len_bytes: usize, out: &mut 
 
 /// Writes `parts`, one after the other, at word position `at`; the last word is filled with zeros.
 pub(crate) fn copy_in(data: &[AtomicU64], mut at: u64, parts: &[&[u8]]) {
+    // Most records are a few words in one part.
+    if let [part] = parts
+        && part.len() <= 4 * WORD_BYTES
+    {
+        let (whole, tail) = part.as_chunks::<WORD_BYTES>();
+        for bytes in whole {
+            store(data, at, *bytes);
+            at += 1;
+        }
+        if !tail.is_empty() {
+            let mut word = [0; WORD_BYTES];
+            word[..tail.len()].copy_from_slice(tail);
+            store(data, at, word);
+        }
+        return;
+    }
     let mut word = [0; WORD_BYTES];
     let mut filled = 0;
     for &part in parts {

@@ -108,6 +108,11 @@ impl<B: AsRef<[u8]>> Outgoing<B> {
         self.done
     }
 
+    /// The message's bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+
     /// The message's tag.
     pub fn tag(&self) -> u32 {
         self.tag

@@ -22,7 +22,7 @@
 //!
 //! 1. The parent pushes tasks and publishes them, then asks [`must_wake`](ParentEnd::must_wake).
 //! 2. The worker pops a task, which frees its room, and asks
-//!    [`parent_must_be_woken`](WorkerEnd::parent_must_be_woken), because the parent may have more to
+//!    [`parent_to_wake`](WorkerEnd::parent_to_wake), because the parent may have more to
 //!    send than there was room for.
 //! 3. Before anything of an item runs, not even its unpickling, the worker claims it. Revoked: it
 //!    declines the rest of the piece.
@@ -50,5 +50,5 @@ pub use claim::{Attempt, Claim};
 pub use fragment::{Assembler, Outgoing, Progress};
 pub use ring::{Consumer, Corrupt, Producer, PushError, Ring, RingView};
 #[cfg(not(loom))]
-pub use segment::{AnswerRing, AttachError, ParentEnd, TaskRing, WorkerEnd};
-pub use sleep::Wants;
+pub use segment::{AnswerRing, AttachError, ParentEnd, Peephole, TaskRing, WorkerEnd};
+pub use sleep::{Listener, Wants};

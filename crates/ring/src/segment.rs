@@ -18,8 +18,8 @@ use crate::claim::{self, Attempt, Claim};
 use crate::layout::{self, ANSWERS_MAGIC, HEADER_BYTES, Identity, TASKS_MAGIC, VERSION};
 use crate::map::Map;
 use crate::ring::{Consumer, Producer, Ring};
-use crate::sleep::{self, Wants};
-use crate::sync::{AtomicU32, AtomicU64};
+use crate::sleep::{self, Listener, Wants};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 const FIXED_SIZE: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
@@ -249,7 +249,19 @@ impl ParentEnd {
     /// Announces to the worker that the parent is going to sleep; to be called before every wait.
     /// Look at the rings ([`has_answers`](Self::has_answers), pending pushes) after this.
     pub fn prepare_sleep(&self, wants: Wants) {
-        sleep::parent_prepare(self.parent_asleep(), wants);
+        self.announce(wants, Listener::Keeper);
+        sleep::announced();
+    }
+
+    /// The same without the fence, for a parent with several workers: [`sleep::announced`] comes after the
+    /// last of them.
+    pub fn announce(&self, wants: Wants, listener: Listener) {
+        sleep::parent_announce(self.parent_asleep(), wants, listener);
+    }
+
+    /// A way to see from elsewhere whether there are answers, without the right to read them.
+    pub fn peephole(&self) -> Peephole {
+        Peephole(self.pair.clone())
     }
 
     /// Takes the announcement back.
@@ -284,6 +296,30 @@ impl ParentEnd {
 
     fn claim_word(&self) -> &AtomicU64 {
         &self.pair.answers.answer_header().claim.0
+    }
+}
+
+/// See [`ParentEnd::peephole`].
+#[derive(Clone, Debug)]
+pub struct Peephole(Arc<Pair>);
+
+impl Peephole {
+    /// Whether there are answers that the parent has not taken, or has not said that it took.
+    pub fn has_answers(&self) -> bool {
+        let tail = self
+            .0
+            .answers
+            .answer_header()
+            .answers_tail
+            .0
+            .load(Ordering::Relaxed);
+        tail != self
+            .0
+            .tasks
+            .task_header()
+            .answers_head
+            .0
+            .load(Ordering::Relaxed)
     }
 }
 
@@ -335,12 +371,18 @@ impl WorkerEnd {
         sleep::worker_awake(self.asleep());
     }
 
-    /// To be asked after `provided` was provided: answers published, or tasks read and so room made.
-    /// If true, the caller must signal the parent's eventfd.
+    /// To be asked after `provided` was provided: answers published, tasks read and so room made.
+    /// The caller must signal the eventfd of whoever is returned.
     #[must_use]
-    pub fn parent_must_be_woken(&mut self, provided: Wants) -> bool {
+    pub fn parent_to_wake(&mut self, provided: Wants) -> Option<Listener> {
         let parent_asleep = &self.pair.tasks.task_header().parent_asleep.0;
         sleep::must_signal(parent_asleep, provided, &mut self.signalled)
+    }
+
+    /// Whether [`parent_to_wake`](Self::parent_to_wake) is worth its fence; see [`sleep::is_worth_asking`].
+    pub fn parent_may_want(&self, provided: Wants) -> bool {
+        let parent_asleep = &self.pair.tasks.task_header().parent_asleep.0;
+        sleep::is_worth_asking(parent_asleep, provided, self.signalled)
     }
 
     /// Claims one item of the piece `seq`, unless it was taken back.
@@ -510,15 +552,15 @@ mod tests {
         worker.cancel_sleep();
         assert!(!parent.worker_asleep());
 
-        assert!(!worker.parent_must_be_woken(Wants::EITHER));
+        assert!(worker.parent_to_wake(Wants::EITHER).is_none());
         for _ in 0..2 {
             parent.prepare_sleep(Wants::MESSAGES);
-            assert!(!worker.parent_must_be_woken(Wants::ROOM));
-            assert!(worker.parent_must_be_woken(Wants::EITHER));
-            assert!(!worker.parent_must_be_woken(Wants::MESSAGES));
+            assert!(worker.parent_to_wake(Wants::ROOM).is_none());
+            assert!(worker.parent_to_wake(Wants::EITHER).is_some());
+            assert!(worker.parent_to_wake(Wants::MESSAGES).is_none());
             parent.awake();
         }
-        assert!(!worker.parent_must_be_woken(Wants::EITHER));
+        assert!(worker.parent_to_wake(Wants::EITHER).is_none());
     }
 
     #[test]

@@ -11,10 +11,12 @@
 //! that has been ended already, because the futex does not wait once the word has changed. So each
 //! sleep costs at most one wake, however much the parent provides before the worker gets up.
 //!
-//! **The parent sleeps** in epoll on an eventfd per worker. Its announcement holds the number of the
-//! sleep and what it waits for. A worker signals at most once per sleep: the eventfd keeps the
-//! signal until the parent, awake, reads it. The parent must therefore announce a new sleep before
-//! every wait, and look at everything after announcing.
+//! **The parent sleeps** on an eventfd. Its announcement holds the number of the sleep, what it waits
+//! for, and which of two threads sleeps: its keeper, or one that waits for a result and does the
+//! keeper's work meanwhile. A worker signals at most once per sleep: the eventfd keeps the signal
+//! until the parent, awake, reads it. The parent must therefore announce a new sleep before every
+//! wait, and look at everything after announcing. With several workers it announces to each
+//! ([`parent_announce`]), passes one fence ([`announced`]) and looks then.
 //!
 //! The system calls (futex, epoll, eventfd) are the runtime's.
 
@@ -25,17 +27,55 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 pub struct Wants(u64);
 
 impl Wants {
+    /// Nothing: awake.
+    pub const NOTHING: Self = Self(0);
     /// Records to read.
     pub const MESSAGES: Self = Self(1);
     /// Room to write.
     pub const ROOM: Self = Self(2);
     /// One or the other.
     pub const EITHER: Self = Self(3);
+    /// The worker has begun with the last thing it was sent.
+    pub const DRY: Self = Self(4);
+    /// The worker has answered everything it was sent.
+    pub const IDLE: Self = Self(8);
+    /// Records to read that leave little room for more.
+    pub const FULL: Self = Self(16);
+    /// Whatever it is that somebody waits for.
+    pub const ANY: Self = Self(31);
+
+    /// Both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// `self`, and `other` if `also`.
+    #[must_use]
+    pub const fn and_if(self, also: bool, other: Self) -> Self {
+        if also { self.and(other) } else { self }
+    }
+
+    /// Whether all of `other` is wanted.
+    pub const fn includes(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
 }
 
-const WANTS_MASK: u64 = Wants::EITHER.0;
+/// Which thread of the parent sleeps, and so which eventfd wakes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// The one that is always there.
+    Keeper,
+    /// One that waits for a result.
+    Waiter,
+}
+
+const WANTS_MASK: u64 = Wants::ANY.0;
+/// Set where the waiter listens.
+const WAITER: u64 = 32;
 /// Announcements are a number (doorbell value, or number of the sleep) above the `Wants`.
-const NUMBER_SHIFT: u32 = 2;
+const NUMBER_SHIFT: u32 = 6;
 
 /// Worker: announces a sleep; returns the value to wait on the doorbell with.
 ///
@@ -82,11 +122,20 @@ pub fn must_ring(asleep: &AtomicU64, doorbell: &AtomicU32, provided: Wants) -> b
     true
 }
 
-/// Parent: announces a new sleep. Look at every ring after this and before waiting.
-pub fn parent_prepare(parent_asleep: &AtomicU64, wants: Wants) {
+/// Parent: announces a new sleep. Then [`announced`], a look at every ring, and only then the wait.
+pub fn parent_announce(parent_asleep: &AtomicU64, wants: Wants, listener: Listener) {
     // Relaxed: only the parent writes this word.
     let number = (parent_asleep.load(Ordering::Relaxed) >> NUMBER_SHIFT) + 1;
-    parent_asleep.store(number << NUMBER_SHIFT | wants.0, Ordering::Relaxed);
+    let waiter = if listener == Listener::Waiter {
+        WAITER
+    } else {
+        0
+    };
+    parent_asleep.store(number << NUMBER_SHIFT | waiter | wants.0, Ordering::Relaxed);
+}
+
+/// Parent: makes what it has announced count before it looks at the rings.
+pub fn announced() {
     // Pairs with the fence in `must_signal`.
     fence(Ordering::SeqCst);
 }
@@ -98,18 +147,33 @@ pub fn parent_awake(parent_asleep: &AtomicU64) {
     parent_asleep.store(announced & !WANTS_MASK, Ordering::Relaxed);
 }
 
-/// Worker, after providing `provided`: whether it must signal the parent.
+/// Worker, after providing `provided`: whom it must signal, if anybody.
 ///
 /// `signalled` is the worker's own memory of the last sleep it ended; it begins at 0.
 #[must_use]
-pub fn must_signal(parent_asleep: &AtomicU64, provided: Wants, signalled: &mut u64) -> bool {
-    // Pairs with the fence in `parent_prepare`.
+pub fn must_signal(
+    parent_asleep: &AtomicU64,
+    provided: Wants,
+    signalled: &mut u64,
+) -> Option<Listener> {
+    // Pairs with the fence in `announced`.
     fence(Ordering::SeqCst);
     let announced = parent_asleep.load(Ordering::Relaxed);
     let number = announced >> NUMBER_SHIFT;
     if announced & provided.0 == 0 || number == *signalled {
-        return false;
+        return None;
     }
     *signalled = number;
-    true
+    Some(if announced & WAITER == 0 {
+        Listener::Keeper
+    } else {
+        Listener::Waiter
+    })
+}
+
+/// Worker: whether [`must_signal`] is worth its fence. Without one it may miss an announcement that is being
+/// made at this moment: only for a parent that looks again by itself soon after it has announced.
+pub fn is_worth_asking(parent_asleep: &AtomicU64, provided: Wants, signalled: u64) -> bool {
+    let announced = parent_asleep.load(Ordering::Relaxed);
+    announced & provided.0 != 0 && announced >> NUMBER_SHIFT != signalled
 }

@@ -13,7 +13,9 @@ use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use rightlane_ring::claim::{self, Attempt};
-use rightlane_ring::{Assembler, Consumer, Outgoing, Producer, Progress, Ring, Wants, sleep};
+use rightlane_ring::{
+    Assembler, Consumer, Listener, Outgoing, Producer, Progress, Ring, Wants, sleep,
+};
 
 fn model(test: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -217,13 +219,14 @@ impl Words {
     }
 
     fn wake_parent(&self, provided: Wants, signalled: &mut u64) {
-        if sleep::must_signal(&self.parent_asleep, provided, signalled) {
+        if sleep::must_signal(&self.parent_asleep, provided, signalled).is_some() {
             self.event.signal();
         }
     }
 
     fn parent_sleeps_unless(&self, wants: Wants, mut ready: impl FnMut() -> bool) {
-        sleep::parent_prepare(&self.parent_asleep, wants);
+        sleep::parent_announce(&self.parent_asleep, wants, Listener::Keeper);
+        sleep::announced();
         if !ready() {
             self.event.wait();
         }

@@ -229,7 +229,7 @@ mod mapped {
     }
 
     fn wake_parent(end: &mut WorkerEnd, event: &Event, provided: Wants) {
-        if end.parent_must_be_woken(provided) {
+        if end.parent_to_wake(provided).is_some() {
             event.signal();
         }
     }

@@ -16,6 +16,9 @@ pub trait Client: Send + Sync + Sized + 'static {
     /// An item has come to its end. Called exactly once for each item.
     fn settle(&self, ticket: &Self::Ticket, item: u64, end: End<'_>);
 
+    /// Consecutive items have come to their ends, the first of them `first`: as `settle` for each.
+    fn settle_run(&self, ticket: &Self::Ticket, first: u64, run: &Run);
+
     /// A worker tells the client something beside its answers.
     fn notice(&self, bytes: &[u8]);
 
@@ -60,6 +63,60 @@ impl<'a> AnswerBytes<'a> {
             Cow::Borrowed(message) => (message[self.skip..].to_vec(), 0),
             Cow::Owned(message) => (message, self.skip),
         }
+    }
+}
+
+/// Short answers to consecutive items.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    bytes: Vec<u8>,
+    /// Where each answer ends, and its flavor.
+    ends: Vec<(u32, u8)>,
+}
+
+impl Run {
+    /// A run is handed on when it is this long.
+    pub(crate) const MOST_BYTES: usize = 256 * 1024;
+
+    pub(crate) fn push(&mut self, flavor: u8, answer: &[u8]) {
+        self.bytes.extend_from_slice(answer);
+        self.ends.push((self.bytes.len() as u32, flavor));
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes.len() >= Run::MOST_BYTES
+    }
+
+    /// How many answers.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Flavor and bytes of one.
+    pub fn get(&self, index: usize) -> Option<(u8, &[u8])> {
+        let (end, flavor) = *self.ends.get(index)?;
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before].0);
+        Some((flavor, &self.bytes[start as usize..end as usize]))
+    }
+
+    /// Flavor and bytes of each.
+    pub fn iter(&self) -> impl Iterator<Item = (u8, &[u8])> {
+        let mut start = 0;
+        self.ends.iter().map(move |&(end, flavor)| {
+            let answer = &self.bytes[start..end as usize];
+            start = end as usize;
+            (flavor, answer)
+        })
     }
 }
 

@@ -6,25 +6,29 @@
 //! that one; so neither can wait for the other. What a call held is dropped after the lock is
 //! released, because dropping may run foreign code.
 
-use crate::client::{AnswerBytes, Client, End, Loss};
+use crate::client::{AnswerBytes, Client, End, Loss, Run};
 use crate::definition::Definition;
+use crate::engine::waiting::{Care, Rest, Signals};
 use crate::hub::{self, Ending, ForkGuard, Member, Membership, lock};
 use crate::items::{Block, Items};
 use crate::link::Link;
 use crate::sys::futex::{self, Scope};
-use crate::wire::{AnswerHead, PieceHead, to_engine};
+use crate::wire::{AnswerHead, GENERATED, PieceHead, to_engine};
 use rightlane_core::event::{Action, Breakage, Claim, Event, Exit, Lane, Verdict};
 use rightlane_core::ids::IdMap;
 use rightlane_core::{
     CallId, CallSpec, Cancel, Config, Moment, PieceSeq, Port, Refused, Scheduler, WorkerId,
 };
 use rustix::process::Signal;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+pub mod waiting;
 
 /// How long to wait for the template to say how a worker ended, once it is seen to have ended.
 const EXIT_STATUS_NS: u64 = 1_000_000_000;
@@ -41,6 +45,17 @@ pub struct Remote {
     pub shape: u32,
     /// The first items.
     pub items: Block,
+}
+
+/// A call of one item, which may travel together with others of the same function.
+#[derive(Debug)]
+pub struct Single<'a> {
+    /// What to call.
+    pub function: &'a Arc<Definition>,
+    /// How the client's worker half reads the item.
+    pub shape: u32,
+    /// The item; an empty block is left.
+    pub item: &'a mut Block,
 }
 
 /// How the items of a call come.
@@ -77,6 +92,17 @@ struct Held<C: Client> {
     body: Body<C>,
     abandoned: Arc<AtomicBool>,
 }
+
+/// An open call that single items of one function join, so that they travel in pieces sized by measured time.
+#[derive(Debug)]
+struct Stream {
+    function: u64,
+    shape: u32,
+    call: CallId,
+}
+
+/// How many functions have a stream at a time. Whoever alternates between more pays for calls of their own.
+const MOST_STREAMS: usize = 4;
 
 /// Items of a call for a lane thread to run.
 pub struct ThreadPiece<C: Client> {
@@ -141,7 +167,13 @@ struct State<C: Client> {
 struct Floor<C: Client> {
     links: BTreeMap<WorkerId, Link>,
     calls: IdMap<CallId, Held<C>>,
+    streams: Vec<Stream>,
+    /// Kept for its memory.
+    run: Run,
     membership: Option<Membership>,
+    /// What workers signal when somebody should look.
+    signals: Option<Arc<Signals>>,
+    care: Care,
     /// The hub's end, if this executor was its last.
     ending: Option<Arc<Ending>>,
     world: Arc<[u8]>,
@@ -150,6 +182,8 @@ struct Floor<C: Client> {
     spawn_error: Option<String>,
     killed_by_user: bool,
     drained: bool,
+    /// Something was settled of which a thread that attends does not know.
+    settled: bool,
     /// The membership is still to be left, and whoever waits to be told.
     just_drained: bool,
 
@@ -167,6 +201,8 @@ struct Floor<C: Client> {
     threads_to_wake: u32,
     /// Deadlines have come up that the hub thread does not know of.
     wake_hub: bool,
+    /// When the hub thread will act on deadlines by itself.
+    hub_until: Option<Moment>,
     /// For standard error, which may be a full pipe: written after the lock is released.
     messages: String,
 }
@@ -193,6 +229,12 @@ pub struct Engine<C: Client> {
     thread_bell: AtomicU32,
     /// Changes when the executor has drained.
     drained_bell: AtomicU32,
+    /// Whether a thread attends, for those who do not hold the lock.
+    attended: AtomicBool,
+    /// How many wait to be told of ends, without attending.
+    watchers: AtomicU32,
+    /// Changes with the set of workers.
+    links_changed: AtomicU32,
     myself: Weak<Engine<C>>,
 }
 
@@ -209,7 +251,11 @@ impl<C: Client> Floor<C> {
         Floor {
             links: BTreeMap::new(),
             calls: IdMap::default(),
+            streams: Vec::new(),
+            run: Run::default(),
             membership: None,
+            signals: None,
+            care: Care::default(),
             ending: None,
             world: Arc::new([]),
             initializer,
@@ -217,6 +263,7 @@ impl<C: Client> Floor<C> {
             spawn_error: None,
             killed_by_user: false,
             drained: false,
+            settled: false,
             just_drained: false,
             threads: VecDeque::new(),
             live_threads: 0,
@@ -227,6 +274,7 @@ impl<C: Client> Floor<C> {
             garbage_pieces: Vec::new(),
             threads_to_wake: 0,
             wake_hub: false,
+            hub_until: None,
             messages: String::new(),
         }
     }
@@ -249,6 +297,9 @@ impl<C: Client> Engine<C> {
             state: Mutex::new(state),
             thread_bell: AtomicU32::new(0),
             drained_bell: AtomicU32::new(0),
+            attended: AtomicBool::new(false),
+            watchers: AtomicU32::new(0),
+            links_changed: AtomicU32::new(0),
             myself: myself.clone(),
         })
     }
@@ -268,7 +319,17 @@ impl<C: Client> Engine<C> {
         if state.floor.membership.is_none()
             && let Some(me) = self.myself.upgrade()
         {
-            state.floor.membership = Some(hub::join(me)?);
+            let membership = hub::join(me)?;
+            let signals = Signals::create()
+                .and_then(|signals| membership.listen(signals.keeper.as_fd()).map(|()| signals));
+            match signals {
+                Ok(signals) => state.floor.signals = Some(Arc::new(signals)),
+                Err(error) => {
+                    membership.leave(None);
+                    return Err(error);
+                }
+            }
+            state.floor.membership = Some(membership);
         }
         Ok(())
     }
@@ -294,6 +355,82 @@ impl<C: Client> Engine<C> {
                 items,
             };
             engine.accept(state, Lane::Process, count, body, ticket, plan)
+        })
+    }
+
+    /// Accepts a single item for worker processes: it joins the stream of its function where that keeps the order
+    /// of service, else it opens one. `open` makes a new stream's ticket; `join` tells a stream's ticket of the
+    /// item, whose number it is given, before anything can happen to it.
+    pub fn submit_single(
+        &self,
+        single: Single<'_>,
+        open: impl FnOnce(CallId) -> C::Ticket,
+        join: impl FnOnce(&C::Ticket, u64),
+    ) -> Result<(), SubmitError> {
+        self.with(|engine, state| {
+            state.scheduler.accepts()?;
+            engine.join_hub(state)?;
+            let Single {
+                function,
+                shape,
+                item,
+            } = single;
+            let floor = &mut state.floor;
+            let known = floor
+                .streams
+                .iter()
+                .position(|stream| stream.function == function.id() && stream.shape == shape);
+            let mut pace = None;
+            if let Some(at) = known {
+                let call = floor.streams[at].call;
+                if state.scheduler.joins_in_order(call)
+                    && let Some(Held {
+                        ticket,
+                        body: Body::Remote { items, .. },
+                        ..
+                    }) = floor.calls.get_mut(&call)
+                {
+                    items.push(item);
+                    join(ticket, items.count() - 1);
+                    state.scheduler.extend(call, 1);
+                    return Ok(());
+                }
+                pace = state.scheduler.pace(call);
+            }
+            let out = known.or((floor.streams.len() == MOST_STREAMS).then_some(0));
+            if let Some(at) = out {
+                let old = floor.streams.remove(at);
+                state.scheduler.close_call(old.call);
+            }
+            let spec = CallSpec {
+                lane: Lane::Process,
+                chunk_items: None,
+                items: 1,
+                closed: false,
+                pace,
+            };
+            let call = state.scheduler.open(&spec)?;
+            let ticket = open(call);
+            join(&ticket, 0);
+            let mut items = Items::default();
+            items.push(item);
+            let body = Body::Remote {
+                function: function.clone(),
+                shape,
+                items,
+            };
+            let held = Held {
+                ticket: Arc::new(ticket),
+                body,
+                abandoned: Arc::new(AtomicBool::new(false)),
+            };
+            state.floor.calls.insert(call, held);
+            state.floor.streams.push(Stream {
+                function: function.id(),
+                shape,
+                call,
+            });
+            Ok(())
         })
     }
 
@@ -327,6 +464,7 @@ impl<C: Client> Engine<C> {
             chunk_items: plan.chunk_items,
             items,
             closed: !plan.open,
+            pace: None,
         };
         // The scheduler dispatches only afterwards, so the payload is in place in time.
         let id = state.scheduler.open(&spec)?;
@@ -373,11 +511,15 @@ impl<C: Client> Engine<C> {
         self.with(|_, state| state.scheduler.close_call(call));
     }
 
-    /// Cancels a call of one item; false if it has been claimed or has ended.
-    pub fn cancel(&self, call: CallId) -> bool {
+    /// Cancels one item; false if it has been claimed or has ended.
+    pub fn cancel(&self, call: CallId, item: u64) -> bool {
         self.with(|_, state| {
             state.call_back_thread_pieces(Some(call));
-            state.scheduler.cancel(call, &mut state.floor) == Cancel::Cancelled
+            // Not by revoking its piece to find out: the items around it would travel again.
+            if state.is_claimed(call, item) {
+                return false;
+            }
+            state.scheduler.cancel(call, item, &mut state.floor) == Cancel::Cancelled
         })
     }
 
@@ -392,18 +534,19 @@ impl<C: Client> Engine<C> {
         });
     }
 
-    /// Whether the single item of this call has been claimed and has not ended.
-    pub fn is_running(&self, call: CallId) -> bool {
+    /// Whether this item, of a stream or of a thread's call, has been claimed and has not ended.
+    pub fn is_running(&self, call: CallId, item: u64) -> bool {
         let state = lock(&self.state);
         if state.floor.threads.iter().any(|piece| piece.call == call) {
             return false;
         }
-        match state.scheduler.holder(call) {
-            Some((worker, held)) => {
-                let claim = state.floor.links.get(&worker).and_then(Link::claim);
-                state.scheduler.is_claimed(worker, held, claim)
+        match state.scheduler.holder(call, item) {
+            Some(_) => state.is_claimed(call, item),
+            None => {
+                let is_local = |held: &Held<C>| matches!(held.body, Body::Local(_));
+                state.floor.calls.get(&call).is_some_and(is_local)
+                    && state.scheduler.travelling(call) > 0
             }
-            None => state.scheduler.travelling(call) > 0,
         }
     }
 
@@ -484,6 +627,9 @@ impl<C: Client> Engine<C> {
     /// ends the workers too.
     pub fn shutdown(&self, cancel: bool, kill: bool) {
         self.with(|_, state| {
+            for stream in std::mem::take(&mut state.floor.streams) {
+                state.scheduler.close_call(stream.call);
+            }
             if cancel || kill {
                 state.call_back_thread_pieces(None);
                 for held in state.floor.calls.values() {
@@ -543,8 +689,8 @@ impl<C: Client> Engine<C> {
             let held = state.floor.calls.get(id)?;
             let pid = state
                 .scheduler
-                .holder(*id)
-                .and_then(|(worker, _)| state.floor.links.get(&worker)?.pid);
+                .holders(*id)
+                .find_map(|worker| state.floor.links.get(&worker)?.pid);
             Some((held.ticket.clone(), pid))
         });
         open.collect()
@@ -583,6 +729,8 @@ impl<C: Client> Engine<C> {
                     self.client.cancel_in_child(&held.ticket);
                 }
             }
+            self.watchers.store(0, Ordering::SeqCst);
+            self.attended.store(false, Ordering::SeqCst);
             std::mem::replace(&mut *state, fresh)
         };
         drop(old);
@@ -600,6 +748,17 @@ impl<C: Client> Engine<C> {
 
     fn finish(&self, mut state: MutexGuard<'_, State<C>>) {
         state.act(self);
+        state.see_to_care(self);
+        let planned = state.floor.hub_until;
+        if let Some(at) = state.scheduler.deadline()
+            && planned.is_none_or(|planned| at < planned)
+        {
+            state.floor.hub_until = Some(at);
+            state.floor.wake_hub = true;
+        }
+        if std::mem::take(&mut state.floor.settled) {
+            state.signal_waiter();
+        }
         let garbage = std::mem::take(&mut state.floor.garbage);
         let pieces = std::mem::take(&mut state.floor.garbage_pieces);
         let to_wake = std::mem::take(&mut state.floor.threads_to_wake);
@@ -612,7 +771,9 @@ impl<C: Client> Engine<C> {
         let just_drained = std::mem::take(&mut state.floor.just_drained);
         if just_drained && let Some(membership) = state.floor.membership.take() {
             // Under the lock: who sees that the executor has drained sees whether the hub goes with it.
-            state.floor.ending = membership.leave();
+            let signals = state.floor.signals.take();
+            let signal = signals.as_ref().map(|signals| signals.keeper.as_fd());
+            state.floor.ending = membership.leave(signal);
         }
         drop(state);
         self.ring_threads(to_wake);
@@ -636,6 +797,16 @@ impl<C: Client> Engine<C> {
 }
 
 impl<C: Client> State<C> {
+    /// Whether a worker has claimed this item and not answered it.
+    fn is_claimed(&self, call: CallId, item: u64) -> bool {
+        self.scheduler
+            .holder(call, item)
+            .is_some_and(|(worker, held)| {
+                let claim = self.floor.links.get(&worker).and_then(Link::claim);
+                self.scheduler.is_claimed(worker, held, claim)
+            })
+    }
+
     fn has_thread_work(&self) -> bool {
         self.floor.open_thread_calls > 0
     }
@@ -698,6 +869,7 @@ impl<C: Client> State<C> {
         let floor = &mut self.floor;
         match action {
             Action::Spawn(worker) => {
+                engine.links_changed.fetch_add(1, Ordering::Release);
                 if let Err(error) = floor.spawn(worker) {
                     floor.spawn_error = Some(error.to_string());
                     floor.faults.push(Event::SpawnFailed(worker));
@@ -730,7 +902,11 @@ impl<C: Client> State<C> {
                     seq: seq.0,
                     items: count,
                     function: function.id(),
-                    shape: *shape,
+                    shape: if slice.is_generated() {
+                        *shape | GENERATED
+                    } else {
+                        *shape
+                    },
                 };
                 if link.send_piece(head, function, slice).is_err() {
                     self.scheduler.kill(worker);
@@ -776,10 +952,12 @@ impl<C: Client> State<C> {
                 }
             }
             Action::Drop(worker) => {
+                engine.links_changed.fetch_add(1, Ordering::Release);
                 if let Some(link) = floor.links.remove(&worker)
                     && let Some(membership) = &floor.membership
+                    && let Some(pid) = link.pid
                 {
-                    membership.forget(link.pid, link.signal.as_fd());
+                    membership.forget(pid);
                 }
             }
             Action::Settle {
@@ -796,6 +974,7 @@ impl<C: Client> State<C> {
                 let Some(held) = floor.calls.get_mut(&call) else {
                     return;
                 };
+                floor.settled = true;
                 for item in items.clone() {
                     let end = match verdict {
                         Verdict::Cancelled => End::Cancelled,
@@ -839,13 +1018,49 @@ impl<C: Client> State<C> {
             return;
         };
         let mut sane = true;
-        let read = link.read(|tag, message| sane = sane && self.hear(engine, worker, tag, message));
+        let mut run = std::mem::take(&mut self.floor.run);
+        let read = link.read(|tag, message| {
+            // Short answers within a piece come by the thousand: they are settled together.
+            if tag & 0xff == to_engine::NEXT && matches!(message, Cow::Borrowed(_)) {
+                run.push((tag >> to_engine::FLAVOR_SHIFT) as u8, &message);
+                if run.is_full() {
+                    sane = sane && self.settle_run(engine, worker, &mut run);
+                }
+                return;
+            }
+            sane = sane
+                && self.settle_run(engine, worker, &mut run)
+                && self.hear(engine, worker, tag, message);
+        });
+        sane = sane && self.settle_run(engine, worker, &mut run);
+        run.clear();
+        self.floor.run = run;
         let flushed = link.flush();
         self.floor.links.insert(worker, link);
         if read.is_err() || flushed.is_err() || !sane {
             // What it wrote is input; it is not one of ours any more (invariant 7).
             self.scheduler.kill(worker);
         }
+    }
+
+    /// The answers to the next items of a worker's first piece. False if it has not so many.
+    fn settle_run(&mut self, engine: &Engine<C>, worker: WorkerId, run: &mut Run) -> bool {
+        if run.is_empty() {
+            return true;
+        }
+        let answered = self.scheduler.answered_next(worker, run.len() as u32);
+        let Ok((call, places)) = answered else {
+            return false;
+        };
+        self.floor.settled = true;
+        if let Some(held) = self.floor.calls.get_mut(&call) {
+            engine.client.settle_run(&held.ticket, places.start, run);
+            if let Body::Remote { items, .. } = &mut held.body {
+                items.ended(places);
+            }
+        }
+        run.clear();
+        true
     }
 
     /// One message of a worker. False if no well-behaved worker sends it.
@@ -865,6 +1080,7 @@ impl<C: Client> State<C> {
                 let Ok((call, place)) = self.scheduler.answered(worker, seq, head.item) else {
                     return false;
                 };
+                self.floor.settled = true;
                 if let Some(held) = self.floor.calls.get_mut(&call) {
                     let flavor = (tag >> to_engine::FLAVOR_SHIFT) as u8;
                     let bytes = AnswerBytes::new(message, AnswerHead::BYTES);
@@ -884,6 +1100,22 @@ impl<C: Client> State<C> {
                     busy_ns: head.busy_ns,
                 };
                 self.scheduler.handle(done, crate::sys::now()).is_ok()
+            }
+            to_engine::NEXT => {
+                let Ok((call, places)) = self.scheduler.answered_next(worker, 1) else {
+                    return false;
+                };
+                self.floor.settled = true;
+                if let Some(held) = self.floor.calls.get_mut(&call) {
+                    let flavor = (tag >> to_engine::FLAVOR_SHIFT) as u8;
+                    let bytes = AnswerBytes::new(message, 0);
+                    let end = End::Answer { flavor, bytes };
+                    engine.client.settle(&held.ticket, places.start, end);
+                    if let Body::Remote { items, .. } = &mut held.body {
+                        items.ended(places);
+                    }
+                }
+                true
             }
             to_engine::SKIPPED => {
                 let Some((head, _)) = AnswerHead::split(&message) else {
@@ -943,11 +1175,12 @@ impl<C: Client> Floor<C> {
             .ok_or_else(|| io::Error::other("not a member of the hub"))?;
         let mut link = Link::create()?;
         link.boot(self.world.to_vec(), self.initializer.as_deref());
-        if let Some((tasks, answers)) = link.segments() {
-            membership.fork(
-                worker,
-                [tasks.as_fd(), answers.as_fd(), link.signal.as_fd()],
-            )?;
+        // From its first message on the worker is to wake an engine that sleeps already.
+        link.announce(self.care.told, self.care.listener);
+        if let (Some((tasks, answers)), Some(signals)) = (link.segments(), &self.signals) {
+            let signals = [signals.keeper.as_fd(), signals.waiter.as_fd()];
+            let [keeper, waiter] = signals;
+            membership.fork(worker, [tasks.as_fd(), answers.as_fd(), keeper, waiter])?;
         }
         self.links.insert(worker, link);
         Ok(())
@@ -956,36 +1189,11 @@ impl<C: Client> Floor<C> {
 
 impl<C: Client> Member for Engine<C> {
     fn pump(&self) {
-        let mut state = lock(&self.state);
-        let talking: Vec<WorkerId> = state
-            .floor
-            .links
-            .iter()
-            .filter(|(_, link)| link.has_news())
-            .map(|(id, _)| *id)
-            .collect();
-        if talking.is_empty() {
-            return;
-        }
-        for worker in talking {
-            state.read(self, worker);
-        }
-        self.finish(state);
+        self.keep();
     }
 
-    fn prepare_sleep(&self) -> bool {
-        let mut state = lock(&self.state);
-        let mut busy = false;
-        for link in state.floor.links.values_mut() {
-            busy |= link.prepare_sleep();
-        }
-        busy
-    }
-
-    fn awake(&self) {
-        for link in lock(&self.state).floor.links.values() {
-            link.awake();
-        }
+    fn prepare_sleep(&self, now: Moment) -> Rest {
+        self.prepare_rest(now)
     }
 
     fn tick(&self, now: Moment) -> Option<Moment> {
@@ -1010,6 +1218,7 @@ impl<C: Client> Member for Engine<C> {
             .values()
             .filter_map(|link| link.dead_by)
             .min();
+        state.floor.hub_until = of_scheduler;
         self.finish(state);
         of_scheduler.into_iter().chain(of_links).min()
     }

@@ -10,6 +10,7 @@
 //! which a fork of the user's process takes first: so no lock is held, and nothing half done, in
 //! the moment of a fork (invariant 6).
 
+use crate::engine::waiting::Rest;
 use crate::sys::futex::{self, Scope, Waited};
 use crate::sys::process::block_all_signals;
 use crate::sys::spawn::Program;
@@ -25,12 +26,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// An executor, as the hub sees it.
 pub(crate) trait Member: Send + Sync {
-    /// Reads what workers have answered and acts on it.
+    /// Takes the announcement back, reads what workers have answered and acts on it.
     fn pump(&self);
-    /// Announces to the workers that the hub is about to sleep. True if there is something to do first.
-    fn prepare_sleep(&self) -> bool;
-    /// Takes the announcement back.
-    fn awake(&self);
+    /// Announces to the workers that the hub is about to sleep.
+    fn prepare_sleep(&self, now: Moment) -> Rest;
     /// Acts on deadlines; returns the next.
     fn tick(&self, now: Moment) -> Option<Moment>;
     /// A worker's process is there.
@@ -47,8 +46,8 @@ pub(crate) trait Member: Send + Sync {
     fn hand_over(&self, each: &mut dyn FnMut(i32, BorrowedFd<'_>));
 }
 
-/// Taken by the hub thread while it works, and by a fork of the user's process.
-static GATE: Mutex<()> = Mutex::new(());
+/// Taken by the hub thread while it works, by a thread that does its work, and by a fork of the user's process.
+pub(crate) static GATE: Mutex<()> = Mutex::new(());
 
 static HUB: Mutex<Option<Arc<Hub>>> = Mutex::new(None);
 
@@ -183,19 +182,11 @@ impl Membership {
     pub(crate) fn fork(
         &self,
         worker: WorkerId,
-        descriptors: [BorrowedFd<'_>; 3],
+        descriptors: [BorrowedFd<'_>; 4],
     ) -> io::Result<()> {
         let mut inner = lock(&self.hub.inner);
         inner.hopeless = false;
         self.hub.ensure_template(&mut inner)?;
-        let data = EventData::new_u64(SIGNAL);
-        // Edge-triggered: each write is an event of its own, and nobody has to read.
-        epoll::add(
-            &self.hub.epoll,
-            descriptors[2],
-            data,
-            EventFlags::IN | EventFlags::ET,
-        )?;
         if let Some(template) = &mut inner.template {
             template.send(
                 ToTemplate::Fork {
@@ -207,12 +198,21 @@ impl Membership {
         Ok(())
     }
 
-    /// The worker is gone: its signal is no longer waited for.
-    pub(crate) fn forget(&self, pid: Option<i32>, signal: BorrowedFd<'_>) {
-        let _ = epoll::delete(&self.hub.epoll, signal);
-        if let Some(pid) = pid {
-            lock(&self.hub.inner).pids.remove(&pid);
-        }
+    /// Has the hub thread listen to what the executor's workers signal.
+    pub(crate) fn listen(&self, signal: BorrowedFd<'_>) -> io::Result<()> {
+        let data = EventData::new_u64(SIGNAL);
+        // Edge-triggered: each write is an event of its own, and nobody has to read.
+        Ok(epoll::add(
+            &self.hub.epoll,
+            signal,
+            data,
+            EventFlags::IN | EventFlags::ET,
+        )?)
+    }
+
+    /// The worker is gone.
+    pub(crate) fn forget(&self, pid: i32) {
+        lock(&self.hub.inner).pids.remove(&pid);
     }
 
     /// Has the hub thread look at everything anew.
@@ -221,7 +221,11 @@ impl Membership {
     }
 
     /// Leaves. The last one to leave ends the hub, and may wait for that.
-    pub(crate) fn leave(self) -> Option<Arc<Ending>> {
+    pub(crate) fn leave(self, signal: Option<BorrowedFd<'_>>) -> Option<Arc<Ending>> {
+        // By hand: workers, or a fork of this process, may hold it open.
+        if let Some(signal) = signal {
+            let _ = epoll::delete(&self.hub.epoll, signal);
+        }
         let mut inner = lock(&self.hub.inner);
         inner.members.remove(&self.id);
         inner.stopping = inner.members.is_empty();
@@ -347,12 +351,13 @@ impl Hub {
                     .iter()
                     .filter_map(|(_, member)| member.tick(now))
                     .min();
-                let mut busy = false;
-                for (_, member) in &members {
-                    busy |= member.prepare_sleep();
-                }
-                match deadline {
-                    _ if busy => Some(0),
+                let rests: Vec<Rest> = members
+                    .iter()
+                    .map(|(_, member)| member.prepare_sleep(now))
+                    .collect();
+                let naps = rests.iter().filter_map(|rest| rest.until);
+                match deadline.into_iter().chain(naps).min() {
+                    _ if rests.iter().any(|rest| rest.busy) => Some(0),
                     None => None,
                     Some(at) => Some(at.0.saturating_sub(now.0)),
                 }
@@ -369,7 +374,6 @@ impl Hub {
             );
             let _gate = lock(&GATE);
             for (_, member) in self.members() {
-                member.awake();
                 member.pump();
             }
             for event in &events {

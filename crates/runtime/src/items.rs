@@ -12,10 +12,13 @@ use std::sync::Arc;
 /// Some consecutive items of a call.
 #[derive(Debug, Default)]
 pub struct Block {
+    /// If they are not here one by one: how many there are, and the client's rule by which to make them.
+    generated: Option<(u64, Box<[u8]>)>,
     /// Each item's length and bytes, one after the other; see [`crate::wire::push_item`].
     row: Vec<u8>,
-    /// Where each item ends in the row.
-    ends: Vec<usize>,
+    /// Where each item ends in the row. The last one's end is the row's: only that one may lie beyond what these
+    /// numbers hold, because a block as large as [`MOST_BLOCK_BYTES`] takes no more items.
+    ends: Vec<u32>,
     /// What the items refer to.
     needs: Vec<Arc<Definition>>,
 }
@@ -26,10 +29,45 @@ impl Block {
         Block::default()
     }
 
+    /// A block of so many items that the client's worker half makes from their numbers.
+    pub fn generated(count: u64, rule: Box<[u8]>) -> Block {
+        Block {
+            generated: Some((count, rule)),
+            ..Block::default()
+        }
+    }
+
     /// Adds an item, written by `write`.
     pub fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         crate::wire::push_item(&mut self.row, write);
-        self.ends.push(self.row.len());
+        self.push_end();
+    }
+
+    fn push_end(&mut self) {
+        self.ends.push(self.row.len().min(u32::MAX as usize) as u32);
+    }
+
+    /// Whether it takes one more item.
+    pub fn has_room(&self) -> bool {
+        self.row.len() < MOST_BLOCK_BYTES
+    }
+
+    /// Takes over the only item of another block, which is empty then.
+    fn take_only_item(&mut self, other: &mut Block) {
+        debug_assert_eq!(other.len(), 1, "a block of one item");
+        self.row.extend_from_slice(&other.row);
+        self.push_end();
+        for definition in other.needs.drain(..) {
+            self.need(definition);
+        }
+        other.clear();
+    }
+
+    /// Forgets its items, and keeps its memory for others.
+    pub fn clear(&mut self) {
+        self.row.clear();
+        self.ends.clear();
+        self.needs.clear();
     }
 
     /// Adds an item if `write` says that it wrote one; else leaves the block as it was.
@@ -38,7 +76,7 @@ impl Block {
         let mut written = false;
         crate::wire::push_item(&mut self.row, |row| written = write(row));
         if written {
-            self.ends.push(self.row.len());
+            self.push_end();
         } else {
             self.row.truncate(mark);
         }
@@ -54,23 +92,23 @@ impl Block {
 
     /// How many items.
     pub fn len(&self) -> usize {
-        self.ends.len()
+        match &self.generated {
+            Some((count, _)) => *count as usize,
+            None => self.ends.len(),
+        }
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
-    /// How many bytes they take.
-    pub fn row_bytes(&self) -> usize {
-        self.row.len()
+        self.len() == 0
     }
 
     /// The bytes of a block's only item, and what they refer to.
     pub fn into_only_item(mut self) -> (Box<[u8]>, Vec<Arc<Definition>>) {
         assert_eq!(self.len(), 1, "a block of one item");
-        self.row.drain(..8);
+        let item = crate::wire::take_item(&self.row).map_or(&[][..], |(item, _)| item);
+        let header = self.row.len() - item.len();
+        self.row.drain(..header);
         (self.row.into_boxed_slice(), self.needs)
     }
 
@@ -79,12 +117,16 @@ impl Block {
     }
 
     fn bounds(&self, items: Range<usize>) -> Range<usize> {
-        let start = if items.start == 0 {
-            0
-        } else {
-            self.ends[items.start - 1]
+        let start = match items.start {
+            0 => 0,
+            start => self.ends[start - 1] as usize,
         };
-        start..self.ends[items.end - 1]
+        let end = if items.end == self.ends.len() {
+            self.row.len()
+        } else {
+            self.ends[items.end - 1] as usize
+        };
+        start..end
     }
 }
 
@@ -93,15 +135,24 @@ impl Block {
 pub(crate) struct Slice {
     block: Arc<Block>,
     bounds: Range<usize>,
+    /// Of a block of generated items: the first item's number and the rule.
+    made: Option<Box<[u8]>>,
 }
 
 impl AsRef<[u8]> for Slice {
     fn as_ref(&self) -> &[u8] {
-        &self.block.row[self.bounds.clone()]
+        match &self.made {
+            Some(made) => made,
+            None => &self.block.row[self.bounds.clone()],
+        }
     }
 }
 
 impl Slice {
+    pub(crate) fn is_generated(&self) -> bool {
+        self.made.is_some()
+    }
+
     pub(crate) fn needs(&self) -> &[Arc<Definition>] {
         self.block.needs()
     }
@@ -125,7 +176,46 @@ pub(crate) struct Items {
 /// of a piece of large items does not wait for megabytes to be copied.
 const MOST_PIECE_BYTES: usize = 64 * 1024;
 
+/// A block that is this large takes no more items.
+pub const MOST_BLOCK_BYTES: usize = 1024 * 1024;
+
+/// A block that grows item by item takes no more from here on: its memory doubles as it grows, and is given
+/// back as a whole.
+const MOST_GROWN_BYTES: usize = 64 * 1024;
+
 impl Items {
+    /// Adds the only item of a block, and leaves that one empty.
+    pub(crate) fn push(&mut self, item: &mut Block) {
+        let next = self.next;
+        let grown = self.blocks.back_mut().and_then(|held| {
+            // The last block may have ended before an earlier one.
+            if held.first + held.block.len() as u64 != next {
+                return None;
+            }
+            // Not while a part of it is on its way.
+            let block = Arc::get_mut(&mut held.block)?;
+            let fits =
+                block.generated.is_none() && block.row.len() + item.row.len() <= MOST_GROWN_BYTES;
+            fits.then_some((&mut held.unended, block))
+        });
+        match grown {
+            Some((unended, block)) => {
+                block.take_only_item(item);
+                *unended += 1;
+            }
+            None => {
+                let mut block = Block::new();
+                block.take_only_item(item);
+                self.blocks.push_back(Held {
+                    first: self.next,
+                    unended: 1,
+                    block: Arc::new(block),
+                });
+            }
+        }
+        self.next += 1;
+    }
+
     pub(crate) fn extend(&mut self, block: Block) {
         let count = block.len() as u64;
         if count > 0 {
@@ -138,9 +228,22 @@ impl Items {
         }
     }
 
+    /// How many there have been.
+    pub(crate) fn count(&self) -> u64 {
+        self.next
+    }
+
     fn at(&self, item: u64) -> Option<usize> {
-        let after = self.blocks.partition_point(|held| held.first <= item);
-        let index = after.checked_sub(1)?;
+        // Almost always the first one: items are handed out, and end, in order.
+        let index = match self.blocks.get(1) {
+            Some(second) if item >= second.first => {
+                self.blocks.partition_point(|held| held.first <= item) - 1
+            }
+            _ => 0,
+        };
+        if self.blocks.get(index)?.first > item {
+            return None;
+        }
         let held = &self.blocks[index];
         (item - held.first < held.block.len() as u64).then_some(index)
     }
@@ -152,9 +255,12 @@ impl Items {
         };
         let start = (items.start - held.first) as usize;
         let end = held.block.len().min((items.end - held.first) as usize);
+        if held.block.generated.is_some() {
+            return (end - start) as u64;
+        }
         let from = held.block.bounds(start..start + 1).start;
         let ends = &held.block.ends[start..end];
-        (ends.partition_point(|&e| e - from <= MOST_PIECE_BYTES) as u64).max(1)
+        (ends.partition_point(|&e| e as usize - from <= MOST_PIECE_BYTES) as u64).max(1)
     }
 
     /// These items, which must lie in one block.
@@ -165,9 +271,18 @@ impl Items {
         if end > held.block.len() {
             return None;
         }
+        let made = held.block.generated.as_ref().map(|(_, rule)| {
+            let first = (start as u64).to_le_bytes();
+            [&first, &**rule].concat().into_boxed_slice()
+        });
         Some(Slice {
-            bounds: held.block.bounds(start..end),
+            bounds: if made.is_some() {
+                0..0
+            } else {
+                held.block.bounds(start..end)
+            },
             block: held.block.clone(),
+            made,
         })
     }
 
@@ -208,8 +323,63 @@ mod tests {
         items.extend(block(4, 60_000));
         assert_eq!(items.fit(&(3..14)), 7);
         assert_eq!(items.fit(&(10..14)), 1);
-        assert_eq!(items.slice(&(12..13)).unwrap().as_ref().len(), 60_008);
+        assert_eq!(items.slice(&(12..13)).unwrap().as_ref().len(), 60_004);
         assert!(items.slice(&(9..11)).is_none());
+    }
+
+    #[test]
+    fn single_items_share_blocks_unless_one_is_on_its_way() {
+        let mut items = Items::default();
+        let mut one = block(1, 8);
+        items.push(&mut one);
+        assert!(one.is_empty());
+        items.push(&mut block(1, 8));
+        assert_eq!(items.fit(&(0..2)), 2);
+        let slice = items.slice(&(0..2)).unwrap();
+        items.push(&mut block(1, 8));
+        assert_eq!(items.fit(&(0..3)), 2);
+        drop(slice);
+        items.ended(0..2);
+        items.push(&mut block(1, 70_000));
+        items.push(&mut block(1, 8));
+        let lens: Vec<_> = items.blocks.iter().map(|held| held.block.len()).collect();
+        assert_eq!(lens, [1, 1, 1]);
+        assert_eq!(
+            items.slice(&(4..5)).unwrap().as_ref(),
+            items.slice(&(2..3)).unwrap().as_ref()
+        );
+    }
+
+    #[test]
+    fn a_single_item_joins_the_block_before_it_only() {
+        let mut items = Items::default();
+        for _ in 0..2 {
+            items.push(&mut block(1, 8));
+        }
+        let slice = items.slice(&(0..2)).unwrap();
+        items.push(&mut block(1, 8));
+        drop(slice);
+        items.ended(2..3);
+        items.push(&mut block(1, 9));
+        assert_eq!(items.slice(&(3..4)).unwrap().as_ref().len(), 13);
+        assert_eq!(items.slice(&(1..2)).unwrap().as_ref().len(), 12);
+    }
+
+    #[test]
+    fn generated_items_travel_as_their_rule() {
+        let mut items = Items::default();
+        items.extend(block(2, 1));
+        items.extend(Block::generated(1_000_000, Box::new(*b"rule")));
+        assert_eq!(items.fit(&(0..9)), 2);
+        assert_eq!(items.fit(&(2..1_000_002)), 1_000_000);
+        let slice = items.slice(&(5..9)).unwrap();
+        assert!(slice.is_generated());
+        assert_eq!(
+            slice.as_ref(),
+            [&3_u64.to_le_bytes(), &b"rule"[..]].concat()
+        );
+        items.ended(0..1_000_002);
+        assert!(items.blocks.is_empty());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The core decides; this crate does: it maps rings, starts the template, supervises workers, and
 //! hands ends of work to a [`Client`]. It knows nothing of Python: what a task is, the client knows.
 //!
-//! * [`engine`]: one executor.
+//! * [`engine`]: one executor; [`engine::waiting`]: who reads answers, and who is woken for it.
 //! * [`hub`]: the one native thread, shared by all executors.
 //! * `link`: the engine's end of one worker; [`worker`]: the worker's own.
 //! * `template`: the engine's side of the template process; [`nursery`]: its inside.
@@ -26,10 +26,11 @@ pub mod wire;
 pub mod worker;
 
 pub use budget::CpuBudget;
-pub use client::{AnswerBytes, Client, End, Loss};
+pub use client::{AnswerBytes, Client, End, Loss, Run};
 pub use definition::Definition;
+pub use engine::waiting::{Attended, Patience};
 pub use engine::{
-    BreakageReport, Engine, Initializer, Plan, Remote, SubmitError, ThreadDone, ThreadNext,
+    BreakageReport, Engine, Initializer, Plan, Remote, Single, SubmitError, ThreadDone, ThreadNext,
     ThreadPiece, forked_child,
 };
 pub use hub::{

@@ -11,7 +11,9 @@ use crate::items::Slice;
 use crate::sys::futex::{self, Scope};
 use crate::wire::{self, PieceHead, to_worker};
 use rightlane_core::{Claim, Moment, PieceSeq};
-use rightlane_ring::{Assembler, Corrupt, Outgoing, ParentEnd, Progress, Wants};
+use rightlane_ring::{
+    Assembler, Corrupt, Listener, Outgoing, ParentEnd, Peephole, Progress, Wants, sleep,
+};
 use rustix::process::Signal;
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
@@ -45,8 +47,8 @@ pub(crate) struct Link {
     end: ParentEnd,
     assembler: Assembler,
     outbox: VecDeque<Outgoing<Bytes>>,
-    /// The worker's way to wake the engine.
-    pub(crate) signal: OwnedFd,
+    /// What the worker was last told to signal, beside room where something waits for it, and to whom.
+    told: (Wants, Listener),
     pub(crate) pid: Option<i32>,
     pub(crate) pidfd: Option<OwnedFd>,
     /// The segments' descriptors, until the template has them.
@@ -66,15 +68,11 @@ pub(crate) struct Link {
 impl Link {
     pub(crate) fn create() -> io::Result<Link> {
         let (end, tasks, answers) = ParentEnd::create(RING_BYTES, RING_BYTES)?;
-        let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
-        let signal = rustix::event::eventfd(0, flags)?;
-        // From its first message on the worker is to wake an engine that sleeps already.
-        end.prepare_sleep(Wants::EITHER);
         Ok(Link {
             end,
             assembler: Assembler::new(wire::MOST_ANSWER_BYTES),
             outbox: VecDeque::new(),
-            signal,
+            told: (Wants::NOTHING, Listener::Keeper),
             pid: None,
             pidfd: None,
             segments: Some((tasks, answers)),
@@ -216,9 +214,11 @@ impl Link {
                 break;
             }
             if !self.outbox.is_empty() {
-                // The hub may be asleep, waiting for answers only: from now on room wakes it too. What
-                // the worker read before it could see that is room by now, so try once more.
-                self.end.prepare_sleep(Wants::EITHER);
+                // The engine may be asleep already, waiting for answers only: from now on room wakes it
+                // too. What the worker read before it could see that is room by now, so try once more.
+                let (wants, listener) = self.told;
+                self.end.announce(wants.and(Wants::ROOM), listener);
+                sleep::announced();
                 announced = true;
             }
         }
@@ -260,16 +260,29 @@ impl Link {
         Ok(())
     }
 
-    /// Announces that the engine is about to sleep. True if there is something to read first.
-    pub(crate) fn prepare_sleep(&mut self) -> bool {
-        self.end.prepare_sleep(Wants::MESSAGES);
-        // Announces that room is wanted as well, if it is. A corrupt ring shows when it is read.
+    /// Announces that the engine is about to sleep. Then [`sleep::announced`], then [`Link::is_busy`].
+    pub(crate) fn announce(&mut self, wants: Wants, listener: Listener) {
+        self.told = (wants, listener);
+        self.end
+            .announce(wants.and_if(!self.outbox.is_empty(), Wants::ROOM), listener);
+    }
+
+    /// Whether there is something to read. Tries once more to write what waits for room.
+    pub(crate) fn is_busy(&mut self) -> bool {
+        // A corrupt ring shows when it is read.
         let _ = self.flush();
         self.end.has_answers()
     }
 
-    pub(crate) fn awake(&self) {
-        self.end.awake();
+    pub(crate) fn awake(&mut self) {
+        self.told.0 = Wants::NOTHING;
+        if self.outbox.is_empty() {
+            self.end.awake();
+        }
+    }
+
+    pub(crate) fn peephole(&self) -> Peephole {
+        self.end.peephole()
     }
 
     /// Whether the worker has said something, or there may be room for what waits for it.

@@ -3,7 +3,8 @@
 //!
 //! It is single-threaded and mostly asleep. Three descriptors wake it: the engine's socket, a pidfd of
 //! the engine (not the socket's end: a fork of the user's process may hold that open, rule 13) and a
-//! signal descriptor for children that ended.
+//! signal descriptor for children that ended. It is ready with as little imported as a first task needs;
+//! the rest follows, once, step by step, when nobody asks for anything.
 
 use crate::sys::process::{
     adopt, child_signal_fd, close_descriptors, ended_child, reap, reset_signals,
@@ -21,7 +22,8 @@ use std::os::fd::{AsFd, OwnedFd};
 pub struct Seat {
     pub(crate) tasks: OwnedFd,
     pub(crate) answers: OwnedFd,
-    pub(crate) signal: OwnedFd,
+    pub(crate) keeper: OwnedFd,
+    pub(crate) waiter: OwnedFd,
     pub(crate) engine: OwnedFd,
 }
 
@@ -32,7 +34,17 @@ pub trait Interpreter {
 
     /// Runs `site`; false if that left this process unfit to be forked (rule 19).
     fn run_site(&mut self) -> bool;
+
+    /// Imports something that no worker needs for its first task and most need soon. False: nothing is left.
+    fn warm_up(&mut self) -> bool;
 }
+
+/// How long nothing must be asked of the template before it warms up: whoever makes an executor often
+/// wants workers in the next moment, and should not wait for that.
+const SETTLED: rustix::event::Timespec = rustix::event::Timespec {
+    tv_sec: 0,
+    tv_nsec: 5_000_000,
+};
 
 /// See the module.
 #[derive(Debug)]
@@ -70,6 +82,8 @@ impl Nursery {
     pub fn run(&mut self, interpreter: &mut impl Interpreter) -> Option<Seat> {
         self.tell(FromTemplate::Ready, &[]);
         let mut connected = true;
+        let mut warm = false;
+        let mut quiet = SETTLED;
         loop {
             // A socket that has come to its end says nothing: whether the engine lives, its pidfd says,
             // which may be a moment later.
@@ -84,8 +98,14 @@ impl Nursery {
                 PollFd::new(&self.socket, listen),
             ];
             let watched = if connected { 3 } else { 2 };
-            if poll(&mut fds[..watched], None).is_err() {
-                continue;
+            match poll(&mut fds[..watched], (!warm).then_some(&quiet)) {
+                Ok(0) => {
+                    warm = !interpreter.warm_up();
+                    quiet = rustix::event::Timespec::default();
+                    continue;
+                }
+                Ok(_) => quiet = SETTLED,
+                Err(_) => continue,
             }
             let woken = |at: usize| !fds[at].revents().is_empty();
             let (engine_died, child_ended, message) = (woken(0), woken(1), woken(2));
@@ -154,7 +174,7 @@ impl Nursery {
         descriptors: Vec<OwnedFd>,
         interpreter: &mut impl Interpreter,
     ) -> Served {
-        let Ok([tasks, answers, signal]) = <[OwnedFd; 3]>::try_from(descriptors) else {
+        let Ok([tasks, answers, keeper, waiter]) = <[OwnedFd; 4]>::try_from(descriptors) else {
             self.tell(
                 FromTemplate::NotForked {
                     key,
@@ -183,7 +203,8 @@ impl Nursery {
                 return Served::Child(Seat {
                     tasks,
                     answers,
-                    signal,
+                    keeper,
+                    waiter,
                     engine,
                 });
             }

@@ -32,13 +32,16 @@ pub mod to_engine {
     pub const READY: u32 = 2;
     /// The initializer raised; the payload is the client's.
     pub const INITIALIZER_RAISED: u32 = 3;
-    /// The end of one item: [`super::AnswerHead`], then the client's bytes. Above the kind, the tag
-    /// holds the client's flavor and [`LAST`].
+    /// The end of a piece's last item: [`super::AnswerHead`], then the client's bytes. Above the kind, the
+    /// tag holds the client's flavor and [`LAST`].
     pub const ANSWER: u32 = 4;
     /// The piece was revoked; everything from this item on is untouched.
     pub const SKIPPED: u32 = 5;
     /// Something the client's worker half tells the client's engine half.
     pub const NOTICE: u32 = 6;
+    /// The end of the next item of the worker's first piece, which goes on: the client's bytes and nothing else.
+    /// Above the kind, the tag holds the client's flavor.
+    pub const NEXT: u32 = 7;
     /// In an answer's tag: the piece ends here.
     pub const LAST: u32 = 1 << 16;
     /// Where the flavor lies in an answer's tag.
@@ -57,9 +60,13 @@ pub struct PieceHead {
     pub items: u32,
     /// The definition to call.
     pub function: u64,
-    /// How the client reads the items.
+    /// How the client reads the items; and [`GENERATED`].
     pub shape: u32,
 }
+
+/// In a piece's shape: the items do not come one by one but as the number of the first and a rule by which the
+/// client makes them from their numbers.
+pub const GENERATED: u32 = 1 << 31;
 
 impl PieceHead {
     /// How long a head is.
@@ -126,19 +133,30 @@ impl AnswerHead {
     }
 }
 
+/// In place of a length that takes 64 bits, which follow.
+const LONG: u32 = u32::MAX;
+
 /// Appends one item to a row of items: its length, then its bytes.
 pub fn push_item(row: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let at = row.len();
-    row.extend_from_slice(&[0; 8]);
+    row.extend_from_slice(&[0; 4]);
     write(row);
-    let len = (row.len() - at - 8) as u64;
-    row[at..at + 8].copy_from_slice(&len.to_le_bytes());
+    let len = row.len() - at - 4;
+    let short = u32::try_from(len).ok().filter(|len| *len != LONG);
+    row[at..at + 4].copy_from_slice(&short.unwrap_or(LONG).to_le_bytes());
+    if short.is_none() {
+        row.splice(at + 4..at + 4, (len as u64).to_le_bytes());
+    }
 }
 
 /// Splits the first item off a row.
 pub fn take_item(row: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (len, rest) = take_u64(row)?;
-    rest.split_at_checked(usize::try_from(len).ok()?)
+    let (len, rest) = take_u32(row)?;
+    if len == LONG {
+        let (len, rest) = take_u64(rest)?;
+        return rest.split_at_checked(usize::try_from(len).ok()?);
+    }
+    rest.split_at_checked(len as usize)
 }
 
 /// Splits a number off.
@@ -156,7 +174,8 @@ pub fn take_u64(bytes: &[u8]) -> Option<(u64, &[u8])> {
 /// From the engine to the template; one datagram each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToTemplate {
-    /// Fork a worker; its task segment, answer segment and signal come along as descriptors.
+    /// Fork a worker; its task segment, answer segment and the engine's two signals come
+    /// along as descriptors.
     Fork { key: u64 },
     /// A worker that an earlier template forked lives; its pidfd comes along.
     Watch { pid: i32 },
@@ -320,6 +339,6 @@ mod tests {
         let (first, rest) = take_item(&row).unwrap();
         assert_eq!(first, b"one");
         assert_eq!(take_item(rest), Some((&b""[..], &b""[..])));
-        assert_eq!(take_item(&row[..9]), None);
+        assert_eq!(take_item(&row[..5]), None);
     }
 }

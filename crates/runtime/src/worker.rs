@@ -9,7 +9,7 @@ use crate::sys::futex::{self, Scope, Waited};
 use crate::sys::process::{block_all_signals, empty_mask, exit_now, watch_forks};
 use crate::wire::{self, AnswerHead, PieceHead, to_engine, to_worker};
 use rightlane_ring::{
-    Assembler, AttachError, Attempt, Corrupt, Outgoing, Progress, Wants, WorkerEnd,
+    Assembler, AttachError, Attempt, Corrupt, Listener, Outgoing, Progress, Wants, WorkerEnd,
 };
 use rustix::process::Signal;
 use std::io;
@@ -18,9 +18,6 @@ use std::os::fd::OwnedFd;
 /// How long a worker with nothing to do looks again and again before it sleeps. Settled by the
 /// prototype: longer steals from whoever shares the core, shorter pays for a wake with each task.
 const SPIN_NS: u64 = 20_000;
-
-/// A published answer wakes a sleeping engine at most this often while its piece goes on.
-const WAKE_EVERY_NS: u64 = 1_000_000;
 
 /// What the engine says.
 #[derive(Debug)]
@@ -55,6 +52,14 @@ pub struct Piece {
 }
 
 impl Piece {
+    /// The number of the first item and the rule by which the client makes all of them, if they come so.
+    pub fn rule(&self) -> Option<(u64, &[u8])> {
+        if self.head.shape & wire::GENERATED == 0 {
+            return None;
+        }
+        wire::take_u64(&self.message[self.next_at..])
+    }
+
     /// The next item's bytes.
     pub fn next_item(&mut self) -> Option<&[u8]> {
         let (item, rest) = wire::take_item(&self.message[self.next_at..])?;
@@ -84,11 +89,11 @@ pub enum WorkerError {
 #[derive(Debug)]
 pub struct Desk {
     end: WorkerEnd,
-    signal: OwnedFd,
+    keeper: OwnedFd,
+    waiter: OwnedFd,
     assembler: Assembler,
     /// The head of a piece whose items come as the next message.
     announced: Option<PieceHead>,
-    last_wake_ns: u64,
     /// How far the engine had read before the last attempt to write.
     read_then: u64,
 }
@@ -101,17 +106,18 @@ impl Desk {
         let Seat {
             tasks,
             answers,
-            signal,
+            keeper,
+            waiter,
             engine,
         } = seat;
         let end = WorkerEnd::attach(tasks, answers)?;
         watch_engine(engine)?;
         Ok(Desk {
             end,
-            signal,
+            keeper,
+            waiter,
             assembler: Assembler::new(usize::MAX),
             announced: None,
-            last_wake_ns: 0,
             read_then: 0,
         })
     }
@@ -119,18 +125,21 @@ impl Desk {
     /// The next message, if one is there.
     pub fn try_next(&mut self) -> Result<Option<Message>, WorkerError> {
         while let Some((tag, bytes)) = self.assembler.try_pop(&mut self.end.tasks)? {
-            if self.end.parent_must_be_woken(Wants::ROOM) {
-                self.signal_engine();
-            }
+            self.provide(Wants::ROOM);
             match self.understand(tag, bytes) {
-                Some(Some(message)) => return Ok(Some(message)),
+                Some(Some(message)) => {
+                    if self.end.tasks.is_empty() {
+                        self.provide(Wants::DRY);
+                    }
+                    return Ok(Some(message));
+                }
                 Some(None) => {}
                 None => return Err(WorkerError::Message(tag)),
             }
         }
         // A message that comes in fragments frees room as it is read.
-        if self.assembler.is_midway() && self.end.parent_must_be_woken(Wants::ROOM) {
-            self.signal_engine();
+        if self.assembler.is_midway() {
+            self.provide(Wants::ROOM);
         }
         Ok(None)
     }
@@ -224,24 +233,21 @@ impl Desk {
         item: u32,
         flavor: u8,
         busy_ns: Option<u64>,
-        bytes: &'b mut Vec<u8>,
+        bytes: &'b mut [u8],
     ) -> Answer<'b> {
         debug_assert!(
             bytes.len() >= AnswerHead::BYTES,
             "the client leaves room for the head"
         );
-        let head = AnswerHead {
-            seq,
-            item,
-            busy_ns: busy_ns.unwrap_or(0),
+        let flavor = u32::from(flavor) << to_engine::FLAVOR_SHIFT;
+        let (tag, bytes) = match busy_ns {
+            Some(busy_ns) => {
+                let head = AnswerHead { seq, item, busy_ns };
+                bytes[..AnswerHead::BYTES].copy_from_slice(&head.to_bytes());
+                (to_engine::ANSWER | to_engine::LAST | flavor, &*bytes)
+            }
+            None => (to_engine::NEXT | flavor, &bytes[AnswerHead::BYTES..]),
         };
-        bytes[..AnswerHead::BYTES].copy_from_slice(&head.to_bytes());
-        let last = if busy_ns.is_some() {
-            to_engine::LAST
-        } else {
-            0
-        };
-        let tag = to_engine::ANSWER | u32::from(flavor) << to_engine::FLAVOR_SHIFT | last;
         Answer {
             outgoing: Outgoing::new(tag, bytes),
             last: busy_ns.is_some(),
@@ -251,18 +257,33 @@ impl Desk {
 
     /// Publishes as much of an answer as there is room for; false: wait with [`Desk::wait_for_room`] and go
     /// on.
-    pub fn publish(&mut self, answer: &mut Answer<'_>, now_ns: u64) -> Result<bool, WorkerError> {
-        let done = self.push_some(&mut answer.outgoing)?;
-        // Stored as it ends, without a wake: the engine acts when the piece is done, when the ring
-        // needs emptying, or once in a while for whoever waits for the first of many.
-        let due = now_ns.saturating_sub(self.last_wake_ns) >= WAKE_EVERY_NS;
-        if (answer.last || !done || due || answer.looks_at_room && self.is_filling())
-            && self.end.parent_must_be_woken(Wants::MESSAGES)
-        {
-            self.last_wake_ns = now_ns;
-            self.signal_engine();
+    pub fn publish(&mut self, answer: &mut Answer<'_>) -> Result<bool, WorkerError> {
+        let done = answer.push_whole(&mut self.end) || self.push_some(&mut answer.outgoing)?;
+        // Stored as it ends; a wake only where the engine has asked for one.
+        if !done {
+            self.provide(Wants::ANY);
+        } else if answer.last {
+            let idle = self.end.tasks.is_empty();
+            self.provide(Wants::MESSAGES.and_if(idle, Wants::IDLE));
+        } else {
+            let full = answer.looks_at_room && self.is_filling();
+            let provided = Wants::MESSAGES.and_if(full, Wants::FULL);
+            // Nearly always nobody listens within a piece, and a fence costs as much as a short item.
+            if self.end.parent_may_want(provided) {
+                self.provide(provided);
+            }
         }
         Ok(done)
+    }
+
+    /// Wakes whoever in the engine waits for this.
+    fn provide(&mut self, provided: Wants) {
+        let signal = match self.end.parent_to_wake(provided) {
+            None => return,
+            Some(Listener::Keeper) => &self.keeper,
+            Some(Listener::Waiter) => &self.waiter,
+        };
+        let _ = rustix::io::write(signal, &1_u64.to_ne_bytes());
     }
 
     /// True when all of it is published.
@@ -321,26 +342,28 @@ impl Desk {
     fn tell(&mut self, tag: u32, bytes: &[u8]) -> Result<(), WorkerError> {
         let mut outgoing = Outgoing::new(tag, bytes);
         while !self.push_some(&mut outgoing)? {
-            if self.end.parent_must_be_woken(Wants::MESSAGES) {
-                self.signal_engine();
-            }
+            self.provide(Wants::ANY);
             let _ = self.wait_for(Wants::ROOM);
         }
-        if self.end.parent_must_be_woken(Wants::MESSAGES) {
-            self.signal_engine();
-        }
+        self.provide(Wants::ANY);
         Ok(())
     }
+}
 
-    fn signal_engine(&self) {
-        let _ = rustix::io::write(&self.signal, &1_u64.to_ne_bytes());
+impl Answer<'_> {
+    /// The usual case: all of it fits.
+    fn push_whole(&self, end: &mut WorkerEnd) -> bool {
+        let bytes = self.outgoing.as_bytes();
+        bytes.len() <= 64
+            && !self.outgoing.has_begun()
+            && end.answers.try_push(self.outgoing.tag(), &[bytes]).is_ok()
     }
 }
 
 /// An answer on its way.
 #[derive(Debug)]
 pub struct Answer<'b> {
-    outgoing: Outgoing<&'b mut Vec<u8>>,
+    outgoing: Outgoing<&'b [u8]>,
     last: bool,
     /// Whether to see how full the ring is: now and then is enough, and each look costs the engine's cache line.
     looks_at_room: bool,

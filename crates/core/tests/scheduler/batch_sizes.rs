@@ -22,6 +22,7 @@ fn measured(items: u64) -> CallSpec {
         chunk_items: None,
         items,
         closed: true,
+        pace: None,
     }
 }
 

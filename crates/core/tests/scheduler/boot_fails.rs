@@ -24,6 +24,7 @@ fn three_in_a_row_break_it_with_the_cause() {
         chunk_items: None,
         items: 1,
         closed: true,
+        pace: None,
     };
     assert_eq!(world.scheduler.open(&spec), Err(Refused::Broken(cause)));
     world.finish();
@@ -164,6 +165,7 @@ fn items_that_arrive_after_the_break_end_with_it() {
         chunk_items: None,
         items: 0,
         closed: false,
+        pace: None,
     };
     let call = world.open(&spec).expect("an executor that takes calls");
     world.thread_initializer_raises();

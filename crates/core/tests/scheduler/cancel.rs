@@ -133,6 +133,7 @@ fn items_that_come_after_the_abandoning_end_at_once() {
         chunk_items: None,
         items: 2,
         closed: false,
+        pace: None,
     };
     let call = world.open(&spec).expect("an open executor");
     world.begin(WorkerId(0));

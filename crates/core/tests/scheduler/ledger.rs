@@ -1,7 +1,7 @@
 //! The book of every item: where it is, how often it ran, how it ended. It judges the scheduler's
 //! decisions by what users are promised, without knowing how they come about.
 
-use rightlane_core::{CallId, CallSpec, Lane, PieceSeq, WorkerId};
+use rightlane_core::{CallId, CallSpec, Claim, Lane, PieceSeq, WorkerId};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -10,6 +10,8 @@ pub(crate) enum Place {
     Waiting,
     Worker(WorkerId, PieceSeq),
     Thread,
+    /// Taken back by decisions that are not carried out yet: it is sent again, ends, or waits after them.
+    TakenBack,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,10 +25,30 @@ pub(crate) enum End {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Item {
     pub(crate) place: Place,
+    /// Its number in the order of coming, over all calls.
+    born: u64,
+    /// Whether it ever left for a worker or a thread.
+    travelled: bool,
+    pub(crate) cancel_asked: bool,
     /// The worker that claimed it while it was still that worker's to claim.
     pub(crate) claimed_by: Option<WorkerId>,
+    /// Whether that worker has stood back from it, and its claim word says so.
+    pub(crate) claim_withdrawn: bool,
     pub(crate) runs: u32,
     pub(crate) end: Option<End>,
+}
+
+impl Item {
+    fn waits(&self) -> bool {
+        self.end.is_none() && self.place == Place::Waiting
+    }
+
+    /// Whether the worker's claim word says that the worker has claimed it. A word that names a later
+    /// piece says so, too, until it is read that the worker stood back.
+    pub(crate) fn is_claimed(&self, worker: WorkerId, seq: PieceSeq, word: Option<Claim>) -> bool {
+        let is_past = word.is_some_and(|word| word.seq > seq);
+        self.claimed_by == Some(worker) && (!self.claim_withdrawn || is_past)
+    }
 }
 
 #[derive(Debug)]
@@ -34,7 +56,6 @@ pub(crate) struct CallBook {
     pub(crate) lane: Lane,
     pub(crate) items: Vec<Item>,
     pub(crate) closed: bool,
-    pub(crate) cancel_asked: bool,
     pub(crate) abandoned: bool,
     pub(crate) done: bool,
 }
@@ -45,6 +66,9 @@ pub(crate) struct Ledger {
     /// Whether something happened that may break the executor.
     pub(crate) may_break: bool,
     pub(crate) drained: bool,
+    /// Whether what never travelled is to leave in the order of its coming.
+    pub(crate) in_order: bool,
+    born: u64,
 }
 
 impl Ledger {
@@ -53,7 +77,6 @@ impl Ledger {
             lane: spec.lane,
             items: Vec::new(),
             closed: spec.closed,
-            cancel_asked: false,
             abandoned: false,
             done: false,
         };
@@ -65,14 +88,19 @@ impl Ledger {
     }
 
     pub(crate) fn extend(&mut self, id: CallId, more: u64) {
-        let fresh = Item {
+        let born = self.born;
+        self.born += more;
+        let fresh = (born..self.born).map(|born| Item {
             place: Place::Waiting,
+            born,
+            travelled: false,
+            cancel_asked: false,
             claimed_by: None,
+            claim_withdrawn: false,
             runs: 0,
             end: None,
-        };
-        let items = &mut self.call(id).items;
-        items.resize(items.len() + more as usize, fresh);
+        });
+        self.call(id).items.extend(fresh);
     }
 
     pub(crate) fn call(&mut self, id: CallId) -> &mut CallBook {
@@ -88,13 +116,17 @@ impl Ledger {
         assert!(items.start < items.end, "an empty piece");
         let call = self.call(id);
         assert_eq!(call.lane, lane, "{id:?} in the wrong lane");
-        if call.items[items.start as usize].place == Place::Waiting {
-            let earlier = &call.items[..items.start as usize];
+        let earlier = &call.items[..items.start as usize];
+        assert!(
+            !earlier.iter().any(Item::waits),
+            "{id:?}: items {items:?} start before an earlier one that waits"
+        );
+        let first = call.items[items.start as usize];
+        if self.in_order && !first.travelled {
+            let earlier = |i: &Item| i.waits() && i.born < first.born;
             assert!(
-                earlier
-                    .iter()
-                    .all(|i| i.end.is_some() || i.place != Place::Waiting),
-                "{id:?}: items {items:?} start before an earlier one that waits"
+                !self.calls.values().flat_map(|c| &c.items).any(earlier),
+                "{id:?}: items {items:?} start before something that came before them"
             );
         }
         for place in items.clone() {
@@ -104,8 +136,14 @@ impl Ledger {
                 item.runs, 0,
                 "{id:?} item {place} was run and is sent again"
             );
+            assert!(
+                matches!(item.place, Place::Waiting | Place::TakenBack),
+                "{id:?} item {place} is in two places"
+            );
             item.place = to;
+            item.travelled = true;
             item.claimed_by = None;
+            item.claim_withdrawn = false;
         }
     }
 
@@ -152,9 +190,14 @@ impl Ledger {
         call.done = true;
     }
 
+    /// How many items of a lane wait for a slot.
+    pub(crate) fn waiting(&self, lane: Lane) -> usize {
+        let calls = self.calls.values().filter(|c| c.lane == lane);
+        calls.flat_map(|c| &c.items).filter(|i| i.waits()).count()
+    }
+
     /// Whether an item of an executor that is not broken waits for a slot.
     pub(crate) fn anything_waits(&self) -> bool {
-        let mut items = self.calls.values().flat_map(|c| &c.items);
-        items.any(|i| i.end.is_none() && i.place == Place::Waiting)
+        self.waiting(Lane::Process) + self.waiting(Lane::Thread) > 0
     }
 }

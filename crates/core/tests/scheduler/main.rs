@@ -13,6 +13,7 @@ mod many_calls;
 mod properties;
 mod protocol;
 mod shutdown;
+mod streams;
 mod take_back;
 mod worker_killed;
 mod world;

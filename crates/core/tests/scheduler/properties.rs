@@ -12,9 +12,10 @@ enum Op {
         closed: bool,
         chunk_items: Option<u64>,
     },
+    Submit(usize),
     Extend(usize, u64),
     CloseCall(usize),
-    Cancel(usize),
+    Cancel(usize, u64),
     Abandon(usize),
     AbandonAll,
     Close,
@@ -46,9 +47,10 @@ fn op() -> impl Strategy<Value = Op> {
         20 => (any::<bool>(), items, prop::bool::weighted(0.8), chunk).prop_map(
             |(thread, items, closed, chunk_items)| Op::Open { thread, items, closed, chunk_items }
         ),
+        10 => (0..FUNCTIONS).prop_map(Op::Submit),
         4 => (which(), 0..20_u64).prop_map(|(i, n)| Op::Extend(i, n)),
         2 => which().prop_map(Op::CloseCall),
-        8 => which().prop_map(Op::Cancel),
+        12 => (which(), any::<u64>()).prop_map(|(i, n)| Op::Cancel(i, n)),
         3 => which().prop_map(Op::Abandon),
         1 => Just(Op::AbandonAll),
         12 => which().prop_map(Op::Start),
@@ -64,8 +66,31 @@ fn op() -> impl Strategy<Value = Op> {
         1 => which().prop_map(Op::TemplateDies),
         1 => (which(), any::<u64>()).prop_map(|(i, n)| Op::Rubbish(i, n)),
         2 => which().prop_map(Op::Stubborn),
-        2 => (0..4_000_000_000_u64).prop_map(Op::PassTime),
+        3 => passing(),
         1 => prop_oneof![Just(1_u64), Just(1_000), Just(100_000_000)].prop_map(Op::Busy),
+    ]
+}
+
+fn passing() -> impl Strategy<Value = Op> {
+    prop_oneof![0..10_000_000_u64, 0..4_000_000_000_u64].prop_map(Op::PassTime)
+}
+
+/// What happens to single submits that join streams wherever that keeps their order.
+fn stream_op() -> impl Strategy<Value = Op> {
+    let which = || 0..64_usize;
+    prop_oneof![
+        40 => (0..FUNCTIONS).prop_map(Op::Submit),
+        12 => (which(), any::<u64>()).prop_map(|(i, n)| Op::Cancel(i, n)),
+        1 => which().prop_map(Op::Abandon),
+        6 => which().prop_map(Op::Start),
+        20 => (which(), 1..8_u64).prop_map(|(i, n)| Op::Step(i, n)),
+        20 => (1..12_u64).prop_map(Op::StepAll),
+        10 => which().prop_map(Op::ReadOne),
+        10 => Just(Op::ReadAll),
+        10 => which().prop_map(Op::Thread),
+        2 => which().prop_map(Op::KillAndReport),
+        6 => passing(),
+        2 => prop_oneof![Just(1_u64), Just(1_000), Just(100_000_000)].prop_map(Op::Busy),
     ]
 }
 
@@ -82,12 +107,46 @@ fn last_op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// How many functions are submitted; the last one to threads.
+const FUNCTIONS: usize = 4;
+
 struct Run {
     world: World,
     calls: Vec<CallId>,
+    /// The call that submits of a function join, if they may.
+    streams: [Option<CallId>; FUNCTIONS],
 }
 
 impl Run {
+    fn new(world: World) -> Run {
+        Run {
+            world,
+            calls: Vec::new(),
+            streams: [None; FUNCTIONS],
+        }
+    }
+
+    fn submit(&mut self, function: usize) {
+        let stream = self.streams[function];
+        if let Some(id) = stream.filter(|&id| self.world.scheduler.joins_in_order(id)) {
+            return self.world.extend(id, 1);
+        }
+        let pace = stream.and_then(|id| self.world.scheduler.pace(id));
+        if let Some(id) = stream {
+            self.world.close_call(id);
+        }
+        let threads = function == FUNCTIONS - 1;
+        let spec = CallSpec {
+            lane: if threads { Lane::Thread } else { Lane::Process },
+            chunk_items: None,
+            items: 1,
+            closed: false,
+            pace,
+        };
+        self.streams[function] = self.world.open(&spec);
+        self.calls.extend(self.streams[function]);
+    }
+
     fn call(&self, which: usize) -> Option<CallId> {
         // The latest ones are most likely to be in a state worth disturbing.
         let at = self
@@ -106,8 +165,6 @@ impl Run {
     }
 
     fn play(&mut self, op: &Op) {
-        let world = &self.world;
-        let one_item = |id: &CallId| world.outside.ledger.calls[id].items.len() == 1;
         match *op {
             Op::Open {
                 thread,
@@ -121,9 +178,11 @@ impl Run {
                     chunk_items,
                     items,
                     closed,
+                    pace: None,
                 };
                 self.calls.extend(self.world.open(&spec));
             }
+            Op::Submit(function) => self.submit(function),
             Op::Extend(which, more) => {
                 if let Some(id) = self.call(which) {
                     self.world.extend(id, more);
@@ -134,9 +193,12 @@ impl Run {
                     self.world.close_call(id);
                 }
             }
-            Op::Cancel(which) => {
-                if let Some(id) = self.call(which).filter(one_item) {
-                    let _either = self.world.cancel(id);
+            Op::Cancel(which, item) => {
+                if let Some(id) = self.call(which) {
+                    let items = self.world.outside.ledger.calls[&id].items.len() as u64;
+                    if let Some(item) = item.checked_rem(items) {
+                        let _either = self.world.cancel_item(id, item);
+                    }
                 }
             }
             Op::Abandon(which) => {
@@ -219,8 +281,26 @@ proptest! {
         if initializer {
             world = world.with_initializer();
         }
-        let mut run = Run { world, calls: Vec::new() };
+        let mut run = Run::new(world);
         for op in ops.iter().chain(&last).chain(&after) {
+            run.play(op);
+        }
+        run.world.finish();
+    }
+
+    /// First come, first served, though submits join streams and are cancelled one by one: the ledger
+    /// compares whatever leaves for the first time with all that waits.
+    #[test]
+    fn submits_are_served_in_order(
+        max_slots in 1..5_u32,
+        prefetch in 0..3_u32,
+        seed in any::<u64>(),
+        ops in prop::collection::vec(stream_op(), 1..300),
+    ) {
+        let mut world = World::new(max_slots, prefetch).with_random_sight(seed);
+        world.outside.ledger.in_order = true;
+        let mut run = Run::new(world);
+        for op in &ops {
             run.play(op);
         }
         run.world.finish();

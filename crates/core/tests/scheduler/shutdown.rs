@@ -10,6 +10,7 @@ fn spec(lane: Lane) -> CallSpec {
         chunk_items: None,
         items: 1,
         closed: true,
+        pace: None,
     }
 }
 
@@ -44,6 +45,7 @@ fn a_call_whose_items_are_still_coming_keeps_the_workers() {
     let call = world
         .open(&CallSpec {
             closed: false,
+            pace: None,
             ..spec(Lane::Process)
         })
         .expect("an executor");

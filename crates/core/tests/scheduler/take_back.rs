@@ -1,8 +1,10 @@
-//! A piece that stands behind a running one goes to whoever is free, and never runs twice (rule 16).
+//! A piece that stands behind a running one, and what is left of one that runs for too long, goes to whoever is free, and never runs twice (rule 16).
 
 use crate::ledger::End::{Answered, Lost};
 use crate::world::{Sight, World};
-use rightlane_core::{Action, CallId, Lane, WorkerId};
+use rightlane_core::batch::Sizer;
+use rightlane_core::scheduler::PATIENCE_NS;
+use rightlane_core::{Action, CallId, CallSpec, Lane, Moment, WorkerId};
 
 /// Two workers with a running task each; the third task stands behind the first worker's.
 fn one_behind() -> (World, CallId) {
@@ -141,5 +143,172 @@ fn a_slot_that_a_thread_leaves_is_used_too() {
         world.thread_step(0);
     }
     assert_eq!(sends_of(&world.take_log(), behind), [WorkerId(1)]);
+    world.finish();
+}
+
+/// One worker runs the first of ten items that travel together; the other slot is free.
+fn long_piece() -> (World, CallId) {
+    let mut world = World::new(2, 1);
+    let map = world.map(Lane::Process, 10, 10);
+    world.begin(WorkerId(0));
+    world.take_log();
+    (world, map)
+}
+
+#[test]
+fn the_rest_of_a_piece_that_runs_for_too_long_goes_to_a_free_slot() {
+    let (mut world, map) = long_piece();
+    assert_eq!(world.scheduler.deadline(), Some(Moment(PATIENCE_NS)));
+    world.pass_time(PATIENCE_NS - 1);
+    assert_eq!(world.take_log(), []);
+    world.pass_time(1);
+    let log = world.take_log();
+    assert_eq!(log[0], Action::Spawn(WorkerId(1)));
+    assert!(
+        matches!(&log[1], Action::Send { worker: WorkerId(1), items, .. } if *items == (1..10))
+    );
+    assert_eq!(world.scheduler.deadline(), None);
+    world.run_dry(WorkerId(1));
+    // The first worker finds the mark after the item it was at; nothing is sent again.
+    world.run_dry(WorkerId(0));
+    assert_eq!(sends_of(&world.take_log(), map), []);
+    assert_eq!(world.ends(map), [Some(Answered); 10]);
+    assert_eq!(world.outside.revocations, 1);
+    world.finish();
+}
+
+#[test]
+fn the_rest_moves_although_answers_are_unread() {
+    let (mut world, map) = long_piece();
+    world.step(WorkerId(0), 3 * 3);
+    world.pass_time(PATIENCE_NS);
+    let moved = |a: &Action| matches!(a, Action::Send { items, .. } if *items == (4..10));
+    assert!(world.take_log().iter().any(moved));
+    world.finish();
+    assert_eq!(world.ends(map), [Some(Answered); 10]);
+}
+
+#[test]
+fn the_worker_may_die_with_what_is_left_to_it() {
+    let (mut world, map) = long_piece();
+    world.pass_time(PATIENCE_NS);
+    world.kill_and_report(WorkerId(0));
+    world.finish();
+    assert_eq!(world.ends(map)[0], Some(Lost));
+    assert_eq!(world.ends(map)[1..], [Some(Answered); 9]);
+}
+
+#[test]
+fn a_piece_whose_last_item_runs_is_left_alone() {
+    let (mut world, map) = long_piece();
+    world.step(WorkerId(0), 9 * 3);
+    world.read(WorkerId(0));
+    assert_eq!(world.scheduler.deadline(), None);
+    world.pass_time(10 * PATIENCE_NS);
+    assert_eq!(world.outside.revocations, 0);
+    world.run_dry(WorkerId(0));
+    assert_eq!(world.ends(map), [Some(Answered); 10]);
+    world.finish();
+}
+
+/// All answers and the claim of the last item are in shared memory, and the parent has not looked.
+#[test]
+fn a_piece_with_nothing_left_ends_as_usual() {
+    let (mut world, map) = long_piece();
+    world.step(WorkerId(0), 9 * 3);
+    world.pass_time(PATIENCE_NS);
+    assert_eq!(world.outside.revocations, 1);
+    assert_eq!(world.scheduler.deadline(), None);
+    world.run_dry(WorkerId(0));
+    assert_eq!(sends_of(&world.take_log(), map), []);
+    assert_eq!(world.ends(map), [Some(Answered); 10]);
+    world.finish();
+}
+
+#[test]
+fn without_a_free_slot_or_with_other_work_nobody_looks() {
+    let (mut world, map) = long_piece();
+    world.submit(Lane::Process);
+    world.begin(WorkerId(1));
+    assert_eq!(world.scheduler.deadline(), None);
+    world.pass_time(10 * PATIENCE_NS);
+    assert_eq!(world.outside.revocations, 0);
+    // The slot is free, and the wait was long enough.
+    world.run_dry(WorkerId(1));
+    assert_eq!(sends_of(&world.take_log(), map).last(), Some(&WorkerId(1)));
+    assert_eq!(world.ends(map)[1..], [Some(Answered); 9]);
+    world.finish();
+}
+
+#[test]
+fn the_wait_counts_from_when_a_piece_becomes_the_first() {
+    let mut world = World::new(2, 1);
+    world.submit(Lane::Process);
+    world.submit(Lane::Process);
+    world.begin(WorkerId(0));
+    world.begin(WorkerId(1));
+    world.map(Lane::Process, 10, 10);
+    world.pass_time(10 * PATIENCE_NS);
+    // The first worker goes on with the map, the second has nothing left.
+    world.step(WorkerId(0), 4);
+    world.read(WorkerId(0));
+    world.run_dry(WorkerId(1));
+    assert_eq!(world.outside.revocations, 0);
+    let due = world.now.after_ns(PATIENCE_NS);
+    assert_eq!(world.scheduler.deadline(), Some(due));
+    world.finish();
+}
+
+#[test]
+fn a_piece_that_waits_for_a_boot_is_not_moved_from_one_boot_to_the_next() {
+    let mut world = World::new(4, 1);
+    world.map(Lane::Process, 10, 10);
+    assert_eq!(world.scheduler.deadline(), None);
+    world.pass_time(100 * PATIENCE_NS);
+    assert_eq!(world.workers(), [WorkerId(0)]);
+    world.finish();
+}
+
+/// On a machine that is busy with other things a piece must not wander for ever.
+#[test]
+fn where_nothing_was_begun_the_patience_grows() {
+    let mut world = World::new(4, 1);
+    let map = world.map(Lane::Process, 10, 10);
+    let mut waits = Vec::new();
+    for id in 0..4 {
+        world.start(WorkerId(id));
+        world.step(WorkerId(id), 1);
+        world.read(WorkerId(id));
+        let Some(due) = world.scheduler.deadline() else {
+            break;
+        };
+        waits.push((due.0 - world.now.0) / PATIENCE_NS);
+        world.pass_time(due.0 - world.now.0);
+    }
+    // The fourth worker has it, and there is no slot left.
+    assert_eq!(waits, [1, 2, 4]);
+    world.finish();
+    assert_eq!(world.ends(map), [Some(Answered); 10]);
+}
+
+#[test]
+fn a_split_piece_teaches_how_long_its_items_take() {
+    let mut world = World::new(2, 1);
+    let mut sizer = Sizer::new(None);
+    sizer.measured(1_000, 1_000_000);
+    let spec = CallSpec {
+        lane: Lane::Process,
+        chunk_items: Some(10),
+        items: 10,
+        closed: true,
+        pace: sizer.pace(),
+    };
+    let call = world.open(&spec).expect("an executor that takes calls");
+    world.begin(WorkerId(0));
+    world.pass_time(1_000 * PATIENCE_NS);
+    assert_eq!(world.scheduler.pace(call), sizer.pace());
+    world.run_dry(WorkerId(0));
+    sizer.measured(1, 1_000 * PATIENCE_NS);
+    assert_eq!(world.scheduler.pace(call), sizer.pace());
     world.finish();
 }

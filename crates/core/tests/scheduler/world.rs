@@ -76,6 +76,8 @@ struct Held {
 #[derive(Debug)]
 struct Sent {
     seq: PieceSeq,
+    call: CallId,
+    items: Range<u64>,
     revoked: bool,
     answered: bool,
 }
@@ -149,6 +151,13 @@ impl Port for Outside {
             .find(|p| p.seq == seq)
             .expect("a piece under way");
         sent.revoked = true;
+        // What was not claimed before the mark is the parent's again from here on.
+        for place in sent.items.clone() {
+            let item = self.ledger.item(sent.call, place);
+            if item.place == Place::Worker(id, seq) && !item.is_claimed(id, seq, worker.claim) {
+                item.place = Place::TakenBack;
+            }
+        }
         worker.claim
     }
 }
@@ -212,6 +221,9 @@ impl Outside {
                     });
                     if self.sight == Sight::Random && self.coin.below(2) == 0 {
                         worker.claim = worker.claim_before;
+                        if !marked_before {
+                            self.ledger.item(piece.call, place).claim_withdrawn = true;
+                        }
                     }
                     worker.ring.pop_front();
                     worker.at = At::Between;
@@ -323,6 +335,7 @@ impl World {
             chunk_items: None,
             items: 1,
             closed: true,
+            pace: None,
         };
         self.open(&spec).expect("an executor that takes calls")
     }
@@ -334,6 +347,7 @@ impl World {
             chunk_items: Some(chunk_items),
             items,
             closed: true,
+            pace: None,
         };
         self.open(&spec).expect("an executor that takes calls")
     }
@@ -358,27 +372,70 @@ impl World {
     }
 
     pub(crate) fn cancel(&mut self, id: CallId) -> Cancel {
-        let call = self.outside.ledger.call(id);
-        assert_eq!(call.items.len(), 1);
-        call.closed = true;
-        let asked_before = std::mem::replace(&mut call.cancel_asked, true);
-        let said = self.scheduler.cancel(id, &mut self.outside);
+        assert_eq!(self.outside.ledger.call(id).items.len(), 1);
+        self.cancel_item(id, 0)
+    }
+
+    pub(crate) fn cancel_item(&mut self, id: CallId, item: u64) -> Cancel {
+        self.call_back_threads(id);
+        self.check_holder(id, item);
+        let before = *self.outside.ledger.item(id, item);
+        self.outside.ledger.item(id, item).cancel_asked = true;
+        let said = self.scheduler.cancel(id, item, &mut self.outside);
         self.carry_out();
-        let call = self.outside.ledger.call(id);
-        let item = call.items[0];
+        let item = self.outside.ledger.item(id, item);
         match said {
-            Cancel::Cancelled => assert_eq!(item.end, Some(End::Cancelled)),
+            Cancel::Cancelled => {
+                assert_eq!((before.end, item.end), (None, Some(End::Cancelled)));
+            }
             Cancel::TooLate => {
-                let claimed = item.claimed_by.is_some() || item.place == Place::Thread;
+                let claimed = item.claimed_by.is_some() && item.place != Place::Waiting;
                 assert!(
-                    claimed || item.end.is_some(),
+                    claimed || item.place == Place::Thread || item.end.is_some(),
                     "too late for an item nobody claimed: {item:?}"
                 );
-                call.cancel_asked = asked_before;
+                item.cancel_asked = before.cancel_asked;
             }
         }
         self.after_step();
         said
+    }
+
+    /// Whoever asks whether an item runs is told the truth.
+    fn check_holder(&mut self, id: CallId, place: u64) {
+        let item = *self.outside.ledger.item(id, place);
+        let holder = self.scheduler.holder(id, place);
+        match item.place {
+            Place::Worker(worker, seq) if item.end.is_none() => {
+                let (held_by, held) = holder.expect("a worker that holds it");
+                assert_eq!((held_by, held.seq), (worker, seq));
+                let claim = self.outside.workers[&worker].claim;
+                let claimed = self.scheduler.is_claimed(worker, held, claim);
+                assert_eq!(claimed, item.is_claimed(worker, seq, claim), "{item:?}");
+            }
+            _ => assert_eq!(holder, None, "{item:?}"),
+        }
+    }
+
+    /// The pieces of a call that no lane thread has picked up wait again, as the engine has it before a
+    /// cancel.
+    fn call_back_threads(&mut self, id: CallId) {
+        let (back, kept) = std::mem::take(&mut self.outside.threads)
+            .into_iter()
+            .partition(|t: &LaneThread| t.call == id && !t.running && t.next == t.items.start);
+        self.outside.threads = kept;
+        for LaneThread { call, items, .. } in back {
+            self.scheduler.thread_skipped(call, items.clone());
+            for place in items {
+                self.outside.ledger.item(call, place).place = Place::Waiting;
+            }
+            self.event(Event::ThreadPieceDone {
+                call,
+                items: 0,
+                busy_ns: 0,
+            })
+            .expect("a thread's piece");
+        }
     }
 
     pub(crate) fn abandon(&mut self, id: CallId) {
@@ -405,7 +462,7 @@ impl World {
     fn mark_abandoned(&mut self, id: CallId) {
         let call = self.outside.ledger.call(id);
         if !call.done {
-            (call.closed, call.abandoned, call.cancel_asked) = (true, true, true);
+            (call.closed, call.abandoned) = (true, true);
         }
     }
 
@@ -747,10 +804,6 @@ impl World {
         self.now = self.now.after_ns(ns);
         self.scheduler.tick(self.now);
         self.after_step();
-        assert!(
-            self.scheduler.deadline().is_none_or(|d| d > self.now),
-            "a tick left a deadline behind"
-        );
     }
 
     // ---- carrying out ------------------------------------------------------------------------
@@ -780,6 +833,10 @@ impl World {
         self.scheduler.dispatch(self.now, &mut self.outside);
         self.carry_out();
         self.check();
+        assert!(
+            self.scheduler.deadline().is_none_or(|d| d > self.now),
+            "a deadline was left behind"
+        );
     }
 
     fn carry_out(&mut self) {
@@ -787,6 +844,9 @@ impl World {
             self.log.push(action.clone());
             self.act(action);
         }
+        self.outside
+            .ledger
+            .come_back(|place| place == Place::TakenBack);
     }
 
     fn act(&mut self, action: Action) {
@@ -816,17 +876,6 @@ impl World {
                 call,
                 items,
             } => {
-                for place in items.clone() {
-                    let Place::Worker(old, old_seq) = self.outside.ledger.item(call, place).place
-                    else {
-                        continue;
-                    };
-                    let mut pieces = self.outside.workers[&old].sent.iter();
-                    assert!(
-                        pieces.any(|p| p.seq == old_seq && p.revoked),
-                        "sent to two workers"
-                    );
-                }
                 self.outside
                     .ledger
                     .travel(call, &items, Place::Worker(id, seq), Lane::Process);
@@ -838,6 +887,8 @@ impl World {
                 );
                 worker.sent.push_back(Sent {
                     seq,
+                    call,
+                    items: items.clone(),
                     revoked: false,
                     answered: false,
                 });
@@ -928,7 +979,8 @@ impl World {
         let ledger = &mut self.outside.ledger;
         match verdict {
             Verdict::Cancelled => {
-                assert!(ledger.call(id).cancel_asked, "nobody cancelled {id:?}");
+                let asked = ledger.call(id).abandoned || ledger.item(id, place).cancel_asked;
+                assert!(asked, "nobody cancelled {id:?} item {place}");
                 ledger.end(id, place, End::Cancelled);
             }
             Verdict::Lost {
@@ -983,6 +1035,10 @@ impl World {
             );
             return;
         }
+        let [processes, threads] =
+            [Lane::Process, Lane::Thread].map(|lane| self.outside.ledger.waiting(lane));
+        assert_eq!(self.scheduler.waiting(), (processes + threads) as u64);
+        assert_eq!(self.scheduler.has_backlog(), processes > 0);
         let workers = &self.outside.workers;
         let busy =
             workers.values().filter(|w| !w.sent.is_empty()).count() + self.outside.threads.len();

@@ -1,0 +1,213 @@
+//! The ends of a map's items, from when they come until they are yielded, in order.
+//!
+//! Short answers come in runs and stay together: a map of a million tiny tasks costs a copy of its bytes, and no
+//! step for each item until it is yielded.
+
+use crate::codec;
+use crate::raw::{Raw, flavor};
+use pyo3::prelude::*;
+use rightlane_runtime::Run;
+use std::collections::BTreeMap;
+
+/// How an item ended.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    Raw(Raw),
+    Value(Py<PyAny>),
+    Exception(Py<PyAny>),
+}
+
+/// The ends of consecutive items.
+#[derive(Debug)]
+pub(crate) enum Part {
+    One(Option<Entry>),
+    Run(Answers),
+}
+
+impl Part {
+    /// How many are left.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Part::One(entry) => usize::from(entry.is_some()),
+            Part::Run(answers) => answers.run.len() - answers.next,
+        }
+    }
+
+    /// Takes the first.
+    pub(crate) fn next(&mut self) -> Option<Entry> {
+        match self {
+            Part::One(entry) => entry.take(),
+            Part::Run(answers) => {
+                let (flavor, answer) = answers.peek()?;
+                let entry = Entry::Raw(Raw::answer(flavor, answer));
+                answers.advance();
+                Some(entry)
+            }
+        }
+    }
+}
+
+/// A run of answers, partly taken.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    run: Run,
+    next: usize,
+}
+
+impl Answers {
+    fn peek(&self) -> Option<(u8, &[u8])> {
+        self.run.get(self.next)
+    }
+
+    fn advance(&mut self) {
+        self.next += 1;
+    }
+
+    /// Takes the first if it is a value that needs no unpickling.
+    pub(crate) fn next_plain(&mut self) -> Option<&[u8]> {
+        let (flavor, answer) = self.run.get(self.next)?;
+        if flavor != flavor::RETURNED || answer.first().is_none_or(|tag| *tag == codec::PICKLE) {
+            return None;
+        }
+        self.next += 1;
+        Some(answer)
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// What has ended and is not taken, by its first item.
+    parts: BTreeMap<u64, Part>,
+    /// The next item to be taken.
+    pub(crate) first: u64,
+    /// Items from here on that have not ended were cancelled. Nothing is read after that.
+    cancelled_from: Option<u64>,
+    /// Items that have ended.
+    pub(crate) ended: u64,
+    /// Items read.
+    pub(crate) read: u64,
+    /// Items that did not go the way of the others, in order: the engine counts the others only.
+    pub(crate) aside: Vec<u64>,
+    /// Nobody will ask any more.
+    discard: bool,
+    /// The item somebody waits for; and whether somebody waits for any at all, to read on.
+    pub(crate) wanted: Option<u64>,
+    pub(crate) any_wanted: bool,
+}
+
+impl Kept {
+    /// Where the engine's item of this number stands.
+    pub(crate) fn place(&self, item: u64) -> u64 {
+        // `aside[j] - j` is how many of the engine's items come before the j-th one set aside.
+        let (mut low, mut high) = (0, self.aside.len());
+        while low < high {
+            let j = low + (high - low) / 2;
+            if self.aside[j] - j as u64 <= item {
+                low = j + 1
+            } else {
+                high = j
+            }
+        }
+        item + low as u64
+    }
+
+    /// Whether somebody waits for one of these items, or for any.
+    fn is_wanted(&self, first: u64, count: u64) -> bool {
+        let waits_for = |wanted| (first..first + count).contains(&wanted);
+        self.any_wanted || self.wanted.is_some_and(waits_for)
+    }
+
+    /// An item has ended. Returns whether that is worth a wake, and what is to be dropped without the lock.
+    pub(crate) fn put(&mut self, at: u64, entry: Entry) -> (bool, Option<Entry>) {
+        self.ended += 1;
+        if self.discard || at < self.first {
+            return (self.any_wanted, Some(entry));
+        }
+        self.parts.insert(at, Part::One(Some(entry)));
+        (self.is_wanted(at, 1), None)
+    }
+
+    /// Consecutive items of the engine's have been answered. Returns whether that is worth a wake.
+    pub(crate) fn put_run(&mut self, first: u64, run: &Run) -> bool {
+        if self.aside.is_empty() && !self.discard {
+            self.ended += run.len() as u64;
+            let answers = Answers {
+                run: run.clone(),
+                next: 0,
+            };
+            self.parts.insert(first, Part::Run(answers));
+            return self.is_wanted(first, run.len() as u64);
+        }
+        let mut wanted = false;
+        for (item, (flavor, answer)) in (first..).zip(run.iter()) {
+            let at = self.place(item);
+            wanted |= self.put(at, Entry::Raw(Raw::answer(flavor, answer))).0;
+        }
+        wanted
+    }
+
+    /// The last so many items of the engine's end as cancelled.
+    pub(crate) fn cancel_last(&mut self, count: u64) {
+        if self.aside.is_empty() {
+            // There may be more of them than there is memory for.
+            self.ended += count;
+            self.cancelled_from = Some(self.read - count);
+            return;
+        }
+        let (mut at, mut left) = (self.read, count);
+        while left > 0 && at > self.first {
+            at -= 1;
+            if self.aside.binary_search(&at).is_err() {
+                left -= 1;
+                let _ = self.put(at, Entry::Raw(Raw::Cancelled));
+            }
+        }
+    }
+
+    /// Everything that has not ended ends as cancelled.
+    pub(crate) fn cancel_rest(&mut self) {
+        self.cancelled_from = Some(0);
+        self.ended = self.read;
+    }
+
+    /// Keeps nothing any more; returns what is to be dropped without the lock.
+    #[must_use]
+    pub(crate) fn discard(&mut self) -> impl Sized + use<> {
+        self.discard = true;
+        self.first = self.read;
+        std::mem::take(&mut self.parts)
+    }
+
+    fn is_front_cancelled(&self) -> bool {
+        self.first < self.read && self.cancelled_from.is_some_and(|from| from <= self.first)
+    }
+
+    /// Whether the next item in order has ended.
+    pub(crate) fn is_front_ready(&self) -> bool {
+        let front = self.parts.first_key_value();
+        front.is_some_and(|(at, _)| *at == self.first) || self.is_front_cancelled()
+    }
+
+    /// Takes the ends of the next items in order, if there are any: those that lie together, or the first.
+    pub(crate) fn take_front(&mut self, all: bool) -> Option<Part> {
+        if self
+            .parts
+            .first_key_value()
+            .is_none_or(|(at, _)| *at != self.first)
+        {
+            let cancelled = self.is_front_cancelled();
+            self.first += u64::from(cancelled);
+            return cancelled.then(|| Part::One(Some(Entry::Raw(Raw::Cancelled))));
+        }
+        let (_, mut part) = self.parts.pop_first()?;
+        if all || part.len() == 1 {
+            self.first += part.len() as u64;
+            return Some(part);
+        }
+        let one = part.next();
+        self.first += 1;
+        self.parts.insert(self.first, part);
+        Some(Part::One(one))
+    }
+}

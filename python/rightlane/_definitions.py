@@ -1,0 +1,452 @@
+"""What a worker does with definitions: keeps what it was sent, and makes functions and classes of it.
+
+The other half, how the parent makes definitions, is `_byvalue`, and the top of that module says what a
+definition is. This half is on the way to the first result of every worker, so it imports nothing that a plain
+function does not need: what an interpreter has when it is up, and no pickler. Such a function travels by
+`marshal`; the pickler comes with the first object that needs it.
+
+There is one namespace per module name (rule 6). A global is installed when it differs from what was last sent
+under its name, unless the worker itself has bound that name since. An object is registered before its state
+is filled, which is what lets cycles close.
+
+Threads. Resolving holds a re-entrant lock, which it shares with the pickling half: a worker may have workers
+of its own. User code (`__reduce__`, `__setstate__`) runs inside it.
+"""
+
+from __future__ import annotations
+
+import _thread
+import marshal
+import posix
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
+    from typing import Any, TypeAlias
+
+    Address: TypeAlias = tuple[int, int]
+else:
+    FunctionType = type(lambda: 0)
+    BuiltinFunctionType = type(len)
+    ModuleType = type(sys)
+    CellType = type((lambda x: lambda: x)(0).__closure__[0])
+
+__all__ = ["address_of", "define", "forget", "is_lasting", "resolve", "start_worker"]
+
+_MISSING: Any = object()
+_SELF = -1  # the definition id by which a group refers to its own members
+_PLAIN, _NAMED, _GROUP, _ALIAS = b"P", b"N", b"G", b"A"
+_REF, _MODULE, _BLOB, _GONE = range(4)
+# How the bytes of one object begin that was written without a pickler; a pickle begins with an opcode, PROTO.
+_PLAIN_FUNCTION, _PLAIN_VALUE = b"F", b"V"
+
+lock = _thread.RLock()
+
+
+def _renew_lock() -> None:
+    """A forked child must not inherit a lock that another thread of its parent held."""
+    global lock
+    lock = _thread.RLock()
+
+
+posix.register_at_fork(after_in_child=_renew_lock)
+
+
+def is_lasting(fn: Any) -> bool:
+    """Whether a callable may be kept from one task to the next.
+
+    Functions and classes may. A bound method, a partial or any other object with a state of its own is
+    unpickled anew, so that a task never sees what an earlier one did to it.
+    """
+    return isinstance(fn, (FunctionType, type)) or (
+        isinstance(fn, BuiltinFunctionType) and isinstance(fn.__self__, (ModuleType, type(None)))
+    )
+
+
+def _loads(data: Any) -> Any:
+    """Make the object that these bytes describe."""
+    kind = data[:1]
+    if kind == _PLAIN_FUNCTION:
+        return _plain_function(*marshal.loads(memoryview(data)[1:]))
+    if kind == _PLAIN_VALUE:
+        return marshal.loads(memoryview(data)[1:])
+    import _pickle
+
+    return _pickle.loads(data)
+
+
+class _Worker:
+    """All that a worker knows of its parent's definitions."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[int, bytes] = {}
+        self.groups: dict[int, tuple[Any, ...]] = {}
+        self.objects: dict[Address, Any] = {}
+        self.addresses: dict[int, Address] = {}  # by id(): the object is held by `objects`
+        self.aliases: dict[int, Address] = {}
+        self.spaces: dict[str, dict[str, Any]] = {}
+        self.modules: dict[str, ModuleType] = {}  # those that no import finds, by namespace key
+        self.sent: dict[tuple[str, str], tuple[Any, Any]] = {}
+        self.loading: list[_Load] = []
+        self.undo: list[Callable[[], object]] = []  # what the outermost load under way did, to be taken back
+
+    def resolve(self, definition_id: int, index: int) -> Any:
+        obj = self.objects.get((definition_id, index), _MISSING)
+        if obj is not _MISSING:
+            return obj
+        with lock:
+            if not self.loading:
+                self.resolve_foundations(definition_id)
+            obj = self.objects.get((definition_id, index), _MISSING)
+            return obj if obj is not _MISSING else self.load(definition_id, index)
+
+    def resolve_foundations(self, definition_id: int) -> None:
+        """Load what a definition refers to from the bottom up: a long chain of functions must not recurse."""
+        order: list[int] = []
+        seen: set[int] = set()
+        todo = [(definition_id, False)]
+        while todo:
+            each, visited = todo.pop()
+            if visited:
+                order.append(each)
+            elif each not in seen and (each, 0) not in self.objects:
+                seen.add(each)
+                todo.append((each, True))
+                todo.extend((other, False) for other in self.foundations(each))
+        for each in order[:-1]:
+            for index in range(len(self.groups.get(each, ()))):
+                if (each, index) not in self.objects:
+                    self.load(each, index)
+
+    def foundations(self, definition_id: int) -> Iterator[int]:
+        group = self.groups.get(definition_id)
+        if group is None:
+            blob = self.blobs.get(definition_id, b"")
+            if blob[:1] == _ALIAS:
+                yield marshal.loads(memoryview(blob)[1:])[0]
+            if blob[:1] != _GROUP:
+                return
+            group = self.groups[definition_id] = marshal.loads(memoryview(blob)[1:])
+        for _, refs, _, entries, _ in group:
+            named = list(refs)
+            for _, _, kind, value in entries:
+                named += [value] if kind == _REF else value[1] if kind == _BLOB else ()
+            yield from (other for other, _ in named if other != _SELF)
+
+    def load(self, definition_id: int, index: int) -> Any:
+        group = self.groups.get(definition_id)
+        if group is None:
+            blob = self.blobs.get(definition_id)
+            if blob is None:
+                import _pickle
+
+                raise _pickle.UnpicklingError(f"definition {definition_id} was never sent to this worker")
+            kind, data = blob[:1], memoryview(blob)[1:]
+            if kind == _PLAIN or kind == _NAMED:
+                # Without an address: a result names such an object as its own pickle does.
+                obj = _loads(data) if kind == _PLAIN else _named(*marshal.loads(data))
+                if is_lasting(obj):
+                    self.objects[definition_id, 0] = obj
+                return obj
+            if kind == _ALIAS:
+                obj = self.resolve(*marshal.loads(data))
+                self.objects[definition_id, 0] = obj
+                return obj
+            group = self.groups[definition_id] = marshal.loads(data)
+        load = _Load(definition_id, index, group[index])
+        start = len(self.undo)
+        self.loading.append(load)
+        try:
+            obj = _loads(load.data)
+        except BaseException:
+            # The next task must find neither what is half filled, nor what was loaded meanwhile and refers to
+            # it.
+            while len(self.undo) > start:
+                self.undo.pop()()
+            raise
+        finally:
+            self.loading.pop()
+            if not self.loading:
+                self.undo.clear()
+        return obj
+
+    def register(self, address: Address, obj: Any) -> None:
+        self.objects[address] = obj
+        self.addresses[id(obj)] = address
+
+    def unregister(self, address: Address) -> None:
+        obj = self.objects.pop(address, _MISSING)
+        if obj is not _MISSING and self.addresses.get(id(obj)) == address:
+            del self.addresses[id(obj)]
+
+    def created(self, obj: Any) -> None:
+        """The object being loaded exists, still empty: from here on, cycles find it."""
+        load = self.loading[-1]
+        address = load.definition_id, load.index
+        self.register(address, obj)
+        self.undo.append(lambda: self.unregister(address))
+        self.install(load)
+
+    def reference(self, load: _Load, address: Address) -> Any:
+        definition_id, index = address
+        return self.resolve(load.definition_id if definition_id == _SELF else definition_id, index)
+
+    def install(self, load: _Load) -> None:
+        for name in load.imports:
+            _import(name)
+        for space, name, kind, value in load.entries:
+            key: Any = (kind, value)
+            if kind == _REF:
+                key = (kind, (load.definition_id if value[0] == _SELF else value[0], value[1]))
+            elif kind == _BLOB:
+                key = (
+                    kind,
+                    value[0],
+                    [(load.definition_id if r[0] == _SELF else r[0], r[1]) for r in value[1]],
+                )
+            last = self.sent.get((space, name))
+            if last is not None and last[0] == key:
+                continue
+            names = self.namespace(space, load)
+            if name in names and (last is None or names[name] is not last[1]):
+                continue  # bound by the worker itself, which wins
+            if kind == _GONE:
+                self.bind(names, space, name, key, _MISSING)
+                continue
+            if kind == _REF:
+                made = self.reference(load, value)
+            elif kind == _MODULE:
+                made = _import(value)
+            else:
+                made = self.unpickle_global(load, value)
+            last = self.sent.get((space, name))
+            if last is None or last[0] != key:  # a nested load may have installed it
+                self.bind(names, space, name, key, made)
+
+    def bind(self, names: dict[str, Any], space: str, name: str, key: Any, value: Any) -> None:
+        before, sent = names.get(name, _MISSING), self.sent.get((space, name))
+
+        def put(value: Any, sent: tuple[Any, Any] | None) -> None:
+            if value is _MISSING:
+                names.pop(name, None)
+            else:
+                names[name] = value
+            if sent is None:
+                self.sent.pop((space, name), None)
+            else:
+                self.sent[space, name] = sent
+
+        put(value, (key, value))
+        self.undo.append(lambda: put(before, sent))
+
+    def unpickle_global(self, load: _Load, unit: tuple[bytes, tuple[Address, ...]]) -> Any:
+        self.loading.append(load.part(unit))
+        try:
+            return _loads(unit[0])
+        finally:
+            self.loading.pop()
+
+    def namespace(self, key: str, load: _Load | None = None) -> dict[str, Any]:
+        names = self.spaces.get(key)
+        if names is None:
+            if key.startswith("import "):
+                names = vars(_import(key[7:]))
+            elif key == "__main__":
+                names = vars(sys.modules["__main__"])
+            else:
+                described = dict(load.namespaces).get(key) if load is not None else None
+                module, package, file = described or (key.partition(" ")[0], None, None)
+                # The module object carries the namespace; it stays out of sys.modules, where imports would
+                # find it.
+                made = self.modules[key] = ModuleType(module or "__main__")
+                names = vars(made)
+                names["__builtins__"] = sys.modules["builtins"]
+                names["__package__"] = package
+                if file is not None:
+                    names["__file__"] = file
+            self.spaces[key] = names
+        return names
+
+
+class _Load:
+    """One body being unpickled: whose it is, and what its positions mean."""
+
+    __slots__ = ("data", "definition_id", "entries", "imports", "index", "namespaces", "refs")
+
+    def __init__(self, definition_id: int, index: int, wire: tuple[Any, ...]) -> None:
+        self.definition_id = definition_id
+        self.index = index
+        self.data, self.refs, self.namespaces, self.entries, self.imports = wire
+
+    def part(self, unit: tuple[bytes, tuple[Address, ...]]) -> _Load:
+        return _Load(self.definition_id, self.index, (*unit, self.namespaces, (), ()))
+
+
+_worker = _Worker()
+
+
+def start_worker(
+    main_file: str | None = None, main_name: str | None = None, main_package: str | None = None
+) -> None:
+    """Give this process an empty `__main__` and forget every definition.
+
+    `main_file`, `main_name` (the module name given to `python -m`) and `main_package` are those of the
+    parent's main module, which is never run here.
+    """
+    global _worker
+    main = ModuleType("__main__")
+    names = vars(main)
+    names["__builtins__"] = sys.modules["builtins"]
+    if main_file is not None:
+        names["__file__"] = main_file
+    if main_package is not None:
+        names["__package__"] = main_package
+    if main_name is not None:
+        spec: Any = getattr(sys, "__spec__", None)  # spares the import of importlib.machinery
+        main.__spec__ = type(spec)(main_name, None, origin=main_file)
+    sys.modules["__main__"] = main
+    _worker = _Worker()
+
+
+def define(definition_id: int, blob: bytes) -> None:
+    """Store a definition. Nothing is unpickled, so no code of the user runs."""
+    _worker.blobs[definition_id] = blob
+
+
+def forget(definition_id: int) -> None:
+    """Drop a definition that no message will name again. Objects that the user's code still holds live on.
+
+    Classes keep their address: an instance may still come back, and sent by value, it would reset the
+    parent's class.
+    """
+    worker = _worker
+    worker.blobs.pop(definition_id, None)
+    group = worker.groups.pop(definition_id, None)
+    for index in range(len(group) if group else 1):
+        if not isinstance(worker.objects.get((definition_id, index)), type):
+            worker.unregister((definition_id, index))
+
+
+def resolve(definition_id: int, index: int = 0) -> Any:
+    """The function, class or callable behind a definition, unpickled when first asked for."""
+    return _worker.resolve(definition_id, index)
+
+
+def address_of(obj: Any) -> Address | None:
+    """Where the parent knows a function or class that came from there."""
+    return _worker.addresses.get(id(obj))
+
+
+# What pickles call in the worker ------------------------------------------------------------------
+
+
+def _ref(position: int) -> Any:
+    load = _worker.loading[-1]
+    return _worker.reference(load, load.refs[position])
+
+
+def _load_body(wire: bytes) -> Any:
+    """Arguments that hold functions: their globals first, then the arguments themselves."""
+    with lock:
+        load = _Load(0, 0, marshal.loads(wire))
+        worker = _worker
+        worker.loading.append(load)
+        try:
+            worker.install(load)
+            return _loads(load.data)
+        finally:
+            worker.loading.pop()
+            if not worker.loading:
+                worker.undo.clear()
+
+
+def _plain_function(
+    made: tuple[Any, ...],
+    defaults: tuple[Any, ...] | None,
+    kwdefaults: dict[str, Any] | None,
+    annotations: tuple[tuple[str, bool, Any], ...],
+    doc: str | None,
+    contents: tuple[tuple[Any, ...], ...] | None,
+) -> FunctionType:
+    """A function that came without a pickle. Annotations that are built-in types are there by name."""
+    code, space, name, qualname, module = made
+    cells = None if contents is None else tuple(CellType(*content) for content in contents)
+    fn = _make_function(code, space, name, qualname, module, cells, True)
+    builtins = sys.modules["builtins"]
+    known = {name: getattr(builtins, value) if named else value for name, named, value in annotations}
+    _fill_function(fn, (defaults, kwdefaults, known, doc, None, None, ()))
+    return fn
+
+
+def _named(module: str, qualname: str) -> Any:
+    found = _import(module)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _import(name: str) -> Any:
+    __import__(name)
+    return sys.modules[name]
+
+
+def _made_module(space: str) -> ModuleType:
+    worker = _worker
+    worker.namespace(space, worker.loading[-1] if worker.loading else None)
+    return worker.modules[space]
+
+
+def _fill_module(module: ModuleType, state: dict[str, Any]) -> None:
+    vars(module).update(state)
+
+
+def _new_cell() -> CellType:
+    return CellType()
+
+
+def _make_class(make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    cls = make(*arguments)
+    _worker.created(cls)
+    return cls
+
+
+def _make_function(
+    code: bytes,
+    space: str,
+    name: str,
+    qualname: str,
+    module: str | None,
+    cells: tuple[CellType, ...] | None,
+    root: bool,
+) -> FunctionType:
+    worker = _worker
+    load = worker.loading[-1] if worker.loading else None
+    fn = FunctionType(marshal.loads(code), worker.namespace(space, load), name, None, cells)
+    fn.__qualname__ = qualname
+    fn.__module__ = module  # type: ignore[assignment]
+    if root:
+        worker.created(fn)
+    return fn
+
+
+def _fill_function(fn: FunctionType, state: tuple[Any, ...]) -> None:
+    defaults, kwdefaults, annotations, doc, attributes, parameters, filled = state
+    fn.__defaults__ = defaults
+    fn.__kwdefaults__ = kwdefaults
+    fn.__doc__ = doc
+    if annotations:
+        fn.__annotations__ = annotations
+    if attributes:
+        fn.__dict__.update(attributes)
+    if parameters:
+        fn.__type_params__ = parameters  # type: ignore[attr-defined,unused-ignore]
+    for cell, value in filled:
+        cell.cell_contents = value
+
+
+def _cached(fn: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
+    from functools import lru_cache
+
+    return lru_cache(maxsize, typed)(fn)
