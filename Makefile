@@ -7,16 +7,18 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup demo check test stress soak bench clean
+.PHONY: help setup demo check test stress soak bench bench-check clean
 
 # Rounds of `make stress`, and whether every core is kept busy meanwhile.
 N ?= 20
 LOAD ?= 0
+# Whether `make bench-check` takes what it counts for what it should be.
+UPDATE ?= 0
 # Passed on to the programs behind `make demo` and `make bench`, as in `make bench ARGS=--quick`.
 ARGS ?=
 
 help: ## print this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 	@echo
 	@echo '  PYTHONS="python3.11 /opt/py/bin/python3"  which Pythons to use (else: every 3.11+ found)'
 
@@ -65,13 +67,14 @@ build/wheel/.built: $(SOURCES) | .venv/$(OLDEST)/.tools
 	@.venv/$*/bin/python -m pip install $(PIP_FLAGS) --force-reinstall --no-deps --no-index build/wheel/*.whl
 	@mv .venv/$*/.began $@
 
-# A stranger's environment: the wheel and what it asks for, none of the tools.
-.venv/bench/.installed: build/wheel/.built .venv/$(OLDEST).from
+# A stranger's environment: the wheel and what it asks for, and the peers; none of the tools.
+.venv/bench/.installed: build/wheel/.built requirements-bench.txt .venv/$(OLDEST).from
 	@echo 'venv      .venv/bench ($(call interpreter,$(OLDEST)))'
 	@rm -rf .venv/bench
 	@touch .venv/bench.began
 	@$(call interpreter,$(OLDEST)) -m venv .venv/bench
-	@.venv/bench/bin/python -m pip install $(PIP_FLAGS) -c requirements-dev.txt build/wheel/*.whl
+	@.venv/bench/bin/python -m pip install $(PIP_FLAGS) -c requirements-dev.txt -r requirements-bench.txt \
+		build/wheel/*.whl
 	@mv .venv/bench.began $@
 
 endif
@@ -94,8 +97,11 @@ stress: .venv/$(OLDEST)/.installed ## the concurrency and fault tests N=20 times
 soak: .venv/$(OLDEST)/.installed ## the long campaigns: random faults for minutes, loom and properties at depth
 	@$(SUITE) soak $(OLDEST)
 
-bench: .venv/bench/.installed ## measure against the standard pools, into benches/RESULTS.md
+bench: .venv/bench/.installed ## measure against the standard pools, loky and joblib, into benches/RESULTS.md
 	@.venv/bench/bin/python benches/bench.py $(ARGS)
+
+bench-check: ## count the instructions of hot paths, against benches/instructions.json; UPDATE=1 rewrites it
+	@$(call interpreter,$(OLDEST)) scripts/instructions.py --install $(if $(filter 1,$(UPDATE)),--update)
 
 clean: ## remove everything that make made
 	rm -rf build .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

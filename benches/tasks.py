@@ -3,10 +3,15 @@ import it by name."""
 
 from __future__ import annotations
 
+import os
+import threading
 import time
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def noop(value: int) -> int:
+def noop(value: T) -> T:
     return value
 
 
@@ -20,3 +25,9 @@ def burn(steps: int) -> int:
 
 def nap(seconds: float) -> None:
     time.sleep(seconds)
+
+
+def who(seconds: float) -> tuple[int, int]:
+    """Process and thread that ran this, after a nap that leaves time for the others to come along."""
+    time.sleep(seconds)
+    return os.getpid(), threading.get_ident()

@@ -169,6 +169,12 @@ def checks() -> list[str]:
     pyo3 = {"PYO3_PYTHON": sys.executable}
     steps: list[tuple[str, str, list[str]]] = [
         ("fmt", "fmt", ["cargo", "fmt", "--all", "--check"]),
+        # Outside the workspace; clippy would have to build what it measures with.
+        (
+            "fmt of benches",
+            "fmt",
+            ["rustfmt", "--edition", "2024", "--check", "benches/instructions/paths.rs"],
+        ),
         (
             "clippy",
             "clippy",
@@ -229,6 +235,18 @@ def loom_tests(tally: Tally, *, deep: bool = False) -> None:
         command = ["cargo", "test", "--no-fail-fast", "--release", "--package", package]
         command += ["--test", model.stem, "--target-dir", str(TARGET / "loom")]
         add_cargo(tally, f"loom {package} {model.stem}", command, env, deep)
+
+
+def instruction_counts(tally: Tally) -> None:
+    """What the hot paths cost, where the counts of this machine are known and can be taken."""
+    name = "instruction counts"
+    say(name)
+    outcome = run([sys.executable, "scripts/instructions.py"])
+    if re.search(r"^skipped, ", outcome.output, re.MULTILINE):
+        return
+    ends = re.findall(r"^(\d+) passed, (\d+) failed$", outcome.output, re.MULTILINE)
+    passed, failed = (int(end) for end in ends[-1]) if ends else (0, 0)
+    tally.add(name, passed, failed, outcome)
 
 
 def add_cargo(tally: Tally, name: str, command: list[str], env: Mapping[str, str], deep: bool) -> None:
@@ -307,6 +325,7 @@ def test(minors: Sequence[str]) -> int:
     tally.bad += bad
     cargo_tests(tally)
     loom_tests(tally)
+    instruction_counts(tally)
     for minor in minors:
         pytest(tally, minor, f"pytest on Python {minor}")
     return tally.close()

@@ -1,0 +1,122 @@
+"""The bars that Rightlane sets itself: what `bench.py` measures, and how good it should be.
+
+A bar is judged by medians of one run, against a peer in the same run or against a number that does not depend
+on how fast the machine is; the few that are durations name a limit that leaves room for slow machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["times", "%", "ms", "B"]
+
+# How many of the unit a second, a percent or a byte of the case's values is.
+SCALES: Mapping[Unit, float] = {"times": 1.0, "%": 1.0, "ms": 1000.0, "B": 1.0}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One value of one engine; with a peer, how many times its value the peer's is, or the reverse."""
+
+    title: str
+    case: str
+    key: str
+    limit: float
+    unit: Unit
+    at_least: bool = False
+    engine: str = "rightlane process"
+    peer: str = ""
+    beside: str = ""
+    """An engine whose value is told beside ours, because it says what the machine had to give."""
+
+    def measured(self, medians: Mapping[str, Mapping[str, Mapping[str, float]]]) -> float | None:
+        """In the bar's unit, from the medians by case, engine and key; None where there are none."""
+        engines = medians.get(self.case, {})
+        own = engines.get(self.engine)
+        if own is None:
+            return None
+        if not self.peer:
+            return own[self.key] * SCALES[self.unit]
+        other = engines.get(self.peer)
+        if other is None:
+            return None
+        # "At least so many times as fast" counts the peer's time, "at most so much of" our own.
+        return other[self.key] / own[self.key] if self.at_least else own[self.key] / other[self.key]
+
+    def told_beside(self, medians: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+        other = medians.get(self.case, {}).get(self.beside)
+        return f" ({self.beside}: {self.shown(other[self.key])})" if other else ""
+
+    def met(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def shown(self, value: float) -> str:
+        if self.unit == "times":
+            return f"{value:.3g}×"
+        return f"{value:,.0f} B" if self.unit == "B" else f"{value:.3g} {self.unit}"
+
+
+_PPE = "ProcessPoolExecutor"
+_POOL = "multiprocessing.Pool"
+_TPE = "ThreadPoolExecutor"
+
+BARS = [
+    Bar(
+        "share of two cores, tasks of 0.1 ms", "share-0.1ms", "share_percent", 90, "%", True, beside="no pool"
+    ),
+    Bar("share of two cores, tasks of 1 ms", "share-1ms", "share_percent", 90, "%", True, beside="no pool"),
+    Bar(f"600 × 1 ms, of {_PPE}'s time", "cpu-1ms", "total_s", 0.75, "times", peer=_PPE),
+    Bar("CPU of the waiting parent, of one core", "parent-cpu", "core_percent", 2.5, "%"),
+    *(
+        Bar(f"latency {where}{key[:3]}, faster than {_PPE}", case, key, limit, "times", True, peer=_PPE)
+        for case, where, limits in (
+            ("latency", "", {"p50_s": 8, "p99_s": 4}),
+            ("latency-one-core", "on one core ", {"p50_s": 8, "p99_s": 4}),
+            ("latency-after-rest", "after 10 ms of rest ", {"p50_s": 4}),
+        )
+        for key, limit in limits.items()
+    ),
+    Bar(f"cold first result, of {_PPE}'s time", "cold", "first_s", 1, "times", peer=_PPE),
+    Bar(f"the same with the import, of {_PPE}'s time", "cold-import", "first_s", 1, "times", peer=_PPE),
+    Bar("first result of a pool that is 30 ms old", "cold-30ms", "first_s", 4, "ms"),
+    Bar(f"100,000 submits, faster than {_PPE}", "submits", "per_task_s", 50, "times", True, peer=_PPE),
+    Bar(
+        "100,000 submits, faster than Pool.apply_async",
+        "submits",
+        "per_task_s",
+        20,
+        "times",
+        True,
+        peer=_POOL,
+    ),
+    Bar("map over a range, faster than Pool.map", "map", "per_item_s", 1.5, "times", True, peer=_POOL),
+    Bar("map over tuples, faster than Pool.map", "map-tuples", "per_item_s", 1.2, "times", True, peer=_POOL),
+    Bar("memory per pending task, int", "pending-bytes-int", "per_task_bytes", 220, "B"),
+    Bar("memory per pending task, dict of one item", "pending-bytes-dict", "per_task_bytes", 280, "B"),
+    Bar("killed idle worker replaced, p50", "killed-idle", "p50_s", 10, "ms"),
+    Bar("killed busy worker replaced, p50", "killed-busy", "p50_s", 10, "ms"),
+    Bar(
+        f"thread lane: latency p50, faster than {_TPE}",
+        "latency",
+        "p50_s",
+        3,
+        "times",
+        True,
+        "rightlane thread",
+        _TPE,
+    ),
+    Bar(
+        f"thread lane: 100,000 submits, faster than {_TPE}",
+        "submits",
+        "per_task_s",
+        8,
+        "times",
+        True,
+        "rightlane thread",
+        _TPE,
+    ),
+    Bar("cost of a task at 1,000,000 pending, of that at 1,000", "depth", "growth_ratio", 1.3, "times"),
+    Bar("cost of a task with 64 workers, of that with 2", "width", "growth_ratio", 1.5, "times"),
+]
