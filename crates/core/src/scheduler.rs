@@ -581,9 +581,9 @@ impl Scheduler {
         self.waiting[Lane::Process as usize] > 0
     }
 
-    /// Whether a worker that becomes idle could be given something to do.
+    /// Whether a worker that becomes idle could be given something to do, or leaves a slot that somebody waits for.
     pub fn could_feed_idle(&self) -> bool {
-        self.has_backlog() || !self.behind.is_empty() || !self.fronts.is_empty()
+        self.waiting() > 0 || !self.behind.is_empty() || !self.fronts.is_empty()
     }
 
     /// How many workers hold a piece.

@@ -4,10 +4,10 @@ use crate::cached::Cached;
 use crate::codec;
 use crate::definition::PyDefinition;
 use crate::ffi;
-use crate::future::{FutureCore, Name, Origin, Slot, Stream, function_name};
-use crate::known;
+use crate::future::{FutureCore, Origin, Slot, Stream, function_name};
 use crate::map::{Feed, MapResults, MapState, Source};
 use crate::raw::serialization_error;
+use crate::{handover, known};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -86,8 +86,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Lane {
 /// Where the ends of a call go.
 #[derive(Debug)]
 pub(crate) enum Ticket {
-    Future(Arc<Slot>),
-    /// Calls of one function, each with a future of its own.
+    /// Single calls, each with a future of its own.
     Stream(Stream),
     /// The items of a map, in order.
     Map(Arc<MapState>),
@@ -103,12 +102,110 @@ pub(crate) enum Local {
         args: Py<PyTuple>,
         kwargs: Option<Py<PyDict>>,
     },
+    /// Single calls, in the order in which they were made.
+    Stream { calls: Mutex<LocalCalls> },
     /// A map's function; its arguments are queued here until a thread takes them.
     Map {
         function: Py<PyAny>,
         spread: bool,
         items: Mutex<LocalItems>,
     },
+}
+
+/// The calls of a lane threads' stream that have not ended.
+#[derive(Debug, Default)]
+pub(crate) struct LocalCalls {
+    first: u64,
+    calls: VecDeque<LocalCall>,
+}
+
+#[derive(Debug)]
+enum LocalCall {
+    Waiting {
+        function: Py<PyAny>,
+        args: Py<PyTuple>,
+        kwargs: Option<Py<PyDict>>,
+    },
+    Running(Py<PyAny>),
+    Ended,
+}
+
+impl LocalCalls {
+    fn push(&mut self, at: u64, call: LocalCall) {
+        if self.calls.is_empty() {
+            self.first = at;
+        }
+        debug_assert_eq!(
+            self.first + self.calls.len() as u64,
+            at,
+            "calls come in order"
+        );
+        self.calls.push_back(call);
+    }
+
+    fn get(&mut self, at: u64) -> Option<&mut LocalCall> {
+        self.calls.get_mut(at.checked_sub(self.first)? as usize)
+    }
+
+    /// Takes what a thread is to run.
+    fn begin(&mut self, py: Python<'_>, at: u64) -> Option<LocalCall> {
+        let call = self.get(at)?;
+        let LocalCall::Waiting { function, .. } = call else {
+            return None;
+        };
+        let running = LocalCall::Running(function.clone_ref(py));
+        Some(std::mem::replace(call, running))
+    }
+
+    /// Forgets a call; returns what is to be dropped without the lock.
+    #[must_use]
+    fn end(&mut self, at: u64) -> Option<LocalCall> {
+        let ended = self
+            .get(at)
+            .map(|call| std::mem::replace(call, LocalCall::Ended));
+        while let Some(LocalCall::Ended) = self.calls.front() {
+            self.calls.pop_front();
+            self.first += 1;
+        }
+        ended
+    }
+
+    /// The functions of those that have not ended.
+    fn functions(&self, py: Python<'_>) -> Vec<Py<PyAny>> {
+        let open = self.calls.iter().filter_map(|call| match call {
+            LocalCall::Waiting { function, .. } | LocalCall::Running(function) => Some(function),
+            LocalCall::Ended => None,
+        });
+        open.map(|function| function.clone_ref(py)).collect()
+    }
+}
+
+impl Local {
+    /// The names of a stream's calls that have not ended.
+    pub(crate) fn names(&self, py: Python<'_>) -> Vec<String> {
+        let Local::Stream { calls } = self else {
+            return Vec::new();
+        };
+        let functions = lock(calls).functions(py);
+        let names = functions.iter().map(|f| function_name(f.bind(py)));
+        names.collect()
+    }
+
+    /// Whether a thread runs this call of a stream.
+    pub(crate) fn is_running(&self, at: u64) -> bool {
+        match self {
+            Local::Stream { calls } => matches!(lock(calls).get(at), Some(LocalCall::Running(_))),
+            Local::Call { .. } | Local::Map { .. } => false,
+        }
+    }
+
+    /// This call of a stream was cancelled.
+    pub(crate) fn forget(&self, at: u64) {
+        if let Local::Stream { calls } = self {
+            let dropped = lock(calls).end(at);
+            drop(dropped);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -142,7 +239,6 @@ impl rightlane_runtime::Client for Client {
 
     fn settle(&self, ticket: &Ticket, item: u64, end: End<'_>) {
         match ticket {
-            Ticket::Future(slot) => slot.settle(end),
             Ticket::Stream(stream) => stream.settle(item, end),
             Ticket::Map(map) => map.settle_remote(item, end),
             Ticket::MapItem(map, at) => map.settle(*at, end),
@@ -153,8 +249,8 @@ impl rightlane_runtime::Client for Client {
         match ticket {
             Ticket::Map(map) => map.settle_run(first, run),
             Ticket::Stream(stream) => stream.settle_run(first, run),
-            // One item each: never more than an answer, which ends its piece.
-            Ticket::Future(_) | Ticket::MapItem(..) => {
+            // One item: never more than an answer, which ends its piece.
+            Ticket::MapItem(..) => {
                 debug_assert!(false, "several answers to one item");
             }
         }
@@ -168,7 +264,6 @@ impl rightlane_runtime::Client for Client {
 
     fn cancel_in_child(&self, ticket: &Ticket) {
         match ticket {
-            Ticket::Future(slot) => slot.cancel_in_child(),
             Ticket::Stream(stream) => stream.cancel_in_child(),
             Ticket::Map(map) | Ticket::MapItem(map, _) => map.cancel_in_child(),
         }
@@ -357,7 +452,8 @@ impl Executor {
                 Ticket::Stream(Stream::new(Origin {
                     executor: self.clone(),
                     call,
-                    name: Name::Known(name),
+                    name,
+                    local: None,
                 }))
             };
             Ok(self.engine.submit_single(single, open, |ticket, at| {
@@ -378,21 +474,33 @@ impl Executor {
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<()> {
-        let local = local_call(function, args, kwargs);
-        let call = self.submit_local(
-            function.py(),
-            local,
-            1,
-            Ticket::Future(slot.clone()),
-            Plan::default(),
-        )?;
-        let origin = Origin {
-            executor: self.clone(),
-            call,
-            name: Name::Of(function.clone().unbind()),
+        let py = function.py();
+        let open = |call| {
+            let calls = Mutex::default();
+            let local = Arc::new(Local::Stream { calls });
+            let origin = Origin {
+                executor: self.clone(),
+                call,
+                name: "a task".into(),
+                local: Some(local.clone()),
+            };
+            (Ticket::Stream(Stream::new(origin)), local)
         };
-        slot.set_origin(Arc::new(origin), 0);
-        Ok(())
+        let one = LocalCall::Waiting {
+            function: function.clone().unbind(),
+            args: args.clone().unbind(),
+            kwargs: kwargs.map(|kwargs| kwargs.clone().unbind()),
+        };
+        let submitted = self.engine.submit_local_single(open, |ticket, local, at| {
+            if let (Ticket::Stream(stream), Local::Stream { calls }) = (ticket, local) {
+                stream.join(&slot, at);
+                lock(calls).push(at, one);
+            }
+        });
+        submitted.map_err(|error| self.submit_error(py, error))?;
+        self.start_threads(py).inspect_err(|_| {
+            slot.withdraw();
+        })
     }
 
     /// Accepts items for lane threads, and starts a thread if there are too few.
@@ -482,19 +590,20 @@ impl Executor {
     }
 
     fn open_task_names(&self, py: Python<'_>) -> Vec<String> {
-        let calls = self.engine.open_calls();
-        let named = calls.iter().map(|(ticket, pid)| {
-            let name = match &**ticket {
-                Ticket::Future(slot) => slot.name(py),
-                Ticket::Stream(stream) => match stream.unended() {
-                    0 | 1 => stream.origin.name.get(py),
-                    many => format!("{many} calls of {}", stream.origin.name.get(py)),
-                },
-                Ticket::Map(map) | Ticket::MapItem(map, _) => format!("map of {}", map.name(py)),
+        let mut all = Vec::new();
+        for (ticket, pid) in self.engine.open_calls() {
+            let names = match &*ticket {
+                Ticket::Stream(stream) => stream.names(py),
+                Ticket::Map(map) | Ticket::MapItem(map, _) => {
+                    vec![format!("map of {}", map.name(py))]
+                }
             };
-            pid.map_or_else(|| name.clone(), |pid| format!("{name} (worker {pid})"))
-        });
-        named.collect()
+            all.extend(names.into_iter().map(|name| match pid {
+                Some(pid) => format!("{name} (worker {pid})"),
+                None => name,
+            }));
+        }
+        all
     }
 }
 
@@ -694,6 +803,14 @@ struct LaneThread {
 #[pymethods]
 impl LaneThread {
     fn __call__(&self, py: Python<'_>) {
+        handover::lane_begins();
+        self.run(py);
+        handover::lane_ends();
+    }
+}
+
+impl LaneThread {
+    fn run(&self, py: Python<'_>) {
         let executor = &self.executor;
         let engine = &executor.engine;
         if let Some((initializer, args)) = &executor.thread_initializer
@@ -717,8 +834,7 @@ impl LaneThread {
                     }
                 }
                 ThreadNext::Wait(seen) => {
-                    let _ =
-                        py.detach(|| futex::wait(engine.thread_bell(), seen, None, Scope::Private));
+                    py.detach(|| handover::lane_waits(|| engine.wait_for_thread_work(seen)));
                 }
                 ThreadNext::End => break,
             }
@@ -769,6 +885,23 @@ fn run_piece(py: Python<'_>, engine: &Engine<Client>, piece: ThreadPiece<Client>
                 args.bind(py),
                 kwargs.as_ref().map(|kwargs| kwargs.bind(py)),
             ),
+            Local::Stream { calls } => {
+                let begun = lock(calls).begin(py, item);
+                match begun {
+                    Some(LocalCall::Waiting {
+                        function,
+                        args,
+                        kwargs,
+                    }) => call(
+                        function.bind(py),
+                        args.bind(py),
+                        kwargs.as_ref().map(|kwargs| kwargs.bind(py)),
+                    ),
+                    _ => Err(crate::raw::bug("a call of a thread is gone")
+                        .into_value(py)
+                        .into_any()),
+                }
+            }
             Local::Map {
                 function,
                 spread,
@@ -784,8 +917,10 @@ fn run_piece(py: Python<'_>, engine: &Engine<Client>, piece: ThreadPiece<Client>
             }
         };
         match &*piece.ticket {
-            Ticket::Future(slot) => slot.settle_local(outcome),
-            Ticket::Stream(_) => {}
+            Ticket::Stream(stream) => {
+                piece.local.forget(item);
+                stream.settle_local(item, outcome);
+            }
             Ticket::Map(map) => map.settle_local(item, outcome),
             Ticket::MapItem(map, at) => map.settle_local(*at, outcome),
         }
@@ -1072,6 +1207,7 @@ pub(crate) fn after_fork_in_child() {
         drop((feeds, threads));
         executor.engine.reset_in_child();
     }
+    handover::forked_child();
     crate::completion::forked_child();
     rightlane_runtime::forked_child(guard);
 }

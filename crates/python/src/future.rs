@@ -16,8 +16,9 @@
 //! taken: the engine's may be held already.
 
 use crate::completion;
-use crate::executor::{Executor, lock};
+use crate::executor::{Executor, Local, lock};
 use crate::ffi;
+use crate::handover;
 use crate::raw::{Raw, cancelled_error};
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
@@ -42,22 +43,17 @@ const CANCELLED_QUIETLY: u32 = 5;
 pub(crate) struct Origin {
     pub(crate) executor: Arc<Executor>,
     pub(crate) call: CallId,
-    pub(crate) name: Name,
+    /// What runs, for messages.
+    pub(crate) name: Arc<str>,
+    /// Where lane threads find the calls.
+    pub(crate) local: Option<Arc<Local>>,
 }
 
-/// What runs, for messages.
-#[derive(Debug)]
-pub(crate) enum Name {
-    /// A lane thread's function, whose name is looked up only when needed.
-    Of(Py<PyAny>),
-    Known(Arc<str>),
-}
-
-impl Name {
-    pub(crate) fn get(&self, py: Python<'_>) -> String {
-        match self {
-            Name::Of(function) => function_name(function.bind(py)),
-            Name::Known(name) => name.to_string(),
+impl Origin {
+    fn is_running(&self, item: u64) -> bool {
+        match &self.local {
+            Some(local) => local.is_running(item),
+            None => self.executor.is_running(self.call, item),
         }
     }
 }
@@ -129,9 +125,23 @@ impl Stream {
         }
     }
 
-    /// How many of its items have not ended.
-    pub(crate) fn unended(&self) -> usize {
-        lock(&self.open).slots.iter().flatten().count()
+    /// A lane thread reports the end of this item.
+    pub(crate) fn settle_local(&self, item: u64, outcome: Result<Py<PyAny>, Py<PyAny>>) {
+        if let Some(slot) = self.take(item) {
+            slot.settle_local(outcome);
+        }
+    }
+
+    /// What has not ended, in words.
+    pub(crate) fn names(&self, py: Python<'_>) -> Vec<String> {
+        if let Some(local) = &self.origin.local {
+            return local.names(py);
+        }
+        match lock(&self.open).slots.iter().flatten().count() {
+            0 => Vec::new(),
+            1 => vec![self.origin.name.to_string()],
+            many => vec![format!("{many} calls of {}", self.origin.name)],
+        }
     }
 }
 
@@ -194,9 +204,21 @@ impl Slot {
     }
 
     /// What the task is called in messages.
-    pub(crate) fn name(&self, py: Python<'_>) -> String {
+    pub(crate) fn name(&self) -> String {
         self.origin()
-            .map_or_else(|| "a task".to_owned(), |origin| origin.name.get(py))
+            .map_or_else(|| "a task".to_owned(), |origin| origin.name.to_string())
+    }
+
+    /// Has the engine cancel the task, unless it has been claimed.
+    pub(crate) fn withdraw(&self) -> bool {
+        let Some(origin) = self.origin() else {
+            return false;
+        };
+        let cancelled = origin.executor.cancel(origin.call, self.item());
+        if cancelled && let Some(local) = &origin.local {
+            local.forget(self.item());
+        }
+        cancelled
     }
 
     fn origin(&self) -> Option<Arc<Origin>> {
@@ -408,7 +430,7 @@ impl Slot {
         &self,
         py: Python<'_>,
         deadline: Option<Instant>,
-        ready: impl Fn(&Slot) -> bool,
+        ready: impl Fn(&Slot) -> bool + Sync,
     ) -> PyResult<bool> {
         if ready(self) {
             return Ok(true);
@@ -423,7 +445,9 @@ impl Slot {
             if left == Some(Duration::ZERO) {
                 break Ok(false);
             }
-            let waited = py.detach(|| futex::wait(&self.bell, seen, left, Scope::Private));
+            let sleep = || futex::wait(&self.bell, seen, left, Scope::Private);
+            let waited = py.detach(|| handover::client_waits(|| ready(self), sleep));
+            let waited = waited.unwrap_or(Waited::Woken);
             if waited == Waited::Interrupted
                 && let Err(error) = py.check_signals()
             {
@@ -439,6 +463,9 @@ impl Slot {
         let Some(origin) = self.origin() else {
             return self.wait_until(py, deadline, Slot::has_arrived);
         };
+        if origin.local.is_some() {
+            return self.wait_until(py, deadline, Slot::has_arrived);
+        }
         let engine = &origin.executor.engine;
         let mut patience = Patience::default();
         loop {
@@ -504,7 +531,7 @@ impl Slot {
                 }
             };
             drop(inner);
-            let name = self.name(py);
+            let name = self.name();
             let opened = raw.open(py, &name, |breakage| match self.origin() {
                 Some(origin) => origin.executor.breakage_error(py, breakage),
                 None => crate::raw::bug("a broken future without an executor"),
@@ -538,7 +565,7 @@ impl Slot {
             CANCELLED_QUIETLY => "CANCELLED",
             RUNNING | ARRIVED => "RUNNING",
             _ => match self.origin() {
-                Some(origin) if origin.executor.is_running(origin.call, self.item()) => "RUNNING",
+                Some(origin) if origin.is_running(self.item()) => "RUNNING",
                 _ => "PENDING",
             },
         }
@@ -681,8 +708,8 @@ impl FutureCore {
     /// Cancels it unless it has been claimed.
     fn cancel(slf: &Bound<'_, Self>) -> PyResult<bool> {
         let (py, slot) = (slf.py(), &slf.get().slot);
-        if let Some(origin) = slot.origin() {
-            if !slot.is_done() && origin.executor.cancel(origin.call, slot.item()) {
+        if slot.origin().is_some() {
+            if !slot.is_done() && slot.withdraw() {
                 slot.announce(py)?;
             }
             return Ok(slf.get().cancelled());
@@ -864,11 +891,6 @@ impl FutureCore {
         if Arc::strong_count(&self.slot) > 1 {
             // The engine holds the slot as well: what hangs on it is reachable from there.
             return Ok(());
-        }
-        if let Some(origin) = &inner.origin
-            && let Name::Of(function) = &origin.name
-        {
-            visit.call(function)?;
         }
         match &inner.ending {
             Ending::Value(object) | Ending::Exception(object) => visit.call(object)?,

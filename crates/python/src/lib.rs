@@ -4,6 +4,7 @@
 //! * [`future`]: the Rust half of a future; [`completion`]: who announces ends.
 //! * [`map`]: reading inputs, yielding results in order; [`kept`]: the ends in between.
 //! * [`cached`]: Python objects looked up once.
+//! * [`handover`]: the interpreter's lock between lane threads and those who wait for them.
 //! * [`codec`], [`raw`]: how values travel, and how ends arrive.
 //! * [`definition`]: functions and classes named by number.
 //! * [`known`]: functions whose definitions still hold.
@@ -19,6 +20,7 @@ mod definition;
 mod executor;
 mod ffi;
 mod future;
+mod handover;
 mod kept;
 mod known;
 mod map;

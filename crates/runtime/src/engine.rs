@@ -141,7 +141,7 @@ pub struct ThreadDone {
 pub enum ThreadNext<C: Client> {
     /// Run this.
     Run(ThreadPiece<C>),
-    /// Sleep on [`Engine::thread_bell`] while it holds this value, then ask again.
+    /// Call [`Engine::wait_for_thread_work`] with this, then ask again.
     Wait(u32),
     /// End.
     End,
@@ -168,6 +168,8 @@ struct Floor<C: Client> {
     links: BTreeMap<WorkerId, Link>,
     calls: IdMap<CallId, Held<C>>,
     streams: Vec<Stream>,
+    /// The stream of lane threads, and how many items it has had.
+    local_stream: Option<(CallId, u64)>,
     /// Kept for its memory.
     run: Run,
     membership: Option<Membership>,
@@ -227,6 +229,9 @@ pub struct Engine<C: Client> {
     state: Mutex<State<C>>,
     /// Changes whenever a lane thread may have something to do.
     thread_bell: AtomicU32,
+    thread_sleepers: AtomicU32,
+    /// Whether one of them polls instead.
+    thread_polls: AtomicBool,
     /// Changes when the executor has drained.
     drained_bell: AtomicU32,
     /// Whether a thread attends, for those who do not hold the lock.
@@ -252,6 +257,7 @@ impl<C: Client> Floor<C> {
             links: BTreeMap::new(),
             calls: IdMap::default(),
             streams: Vec::new(),
+            local_stream: None,
             run: Run::default(),
             membership: None,
             signals: None,
@@ -296,6 +302,8 @@ impl<C: Client> Engine<C> {
             config,
             state: Mutex::new(state),
             thread_bell: AtomicU32::new(0),
+            thread_sleepers: AtomicU32::new(0),
+            thread_polls: AtomicBool::new(false),
             drained_bell: AtomicU32::new(0),
             attended: AtomicBool::new(false),
             watchers: AtomicU32::new(0),
@@ -430,6 +438,55 @@ impl<C: Client> Engine<C> {
                 shape,
                 call,
             });
+            Ok(())
+        })
+    }
+
+    /// Accepts a single item for lane threads, as [`Engine::submit_single`] does for processes; one stream takes
+    /// them all, because each item brings its own function. Each travels alone: one that waits must not hold up
+    /// others.
+    pub fn submit_local_single(
+        &self,
+        open: impl FnOnce(CallId) -> (C::Ticket, Arc<C::Local>),
+        join: impl FnOnce(&C::Ticket, &C::Local, u64),
+    ) -> Result<(), SubmitError> {
+        self.with(|_, state| {
+            state.scheduler.accepts()?;
+            state.floor.open_thread_items += 1;
+            if let Some((call, items)) = &mut state.floor.local_stream
+                && state.scheduler.joins_in_order(*call)
+                && let Some(Held {
+                    ticket,
+                    body: Body::Local(local),
+                    ..
+                }) = state.floor.calls.get(call)
+            {
+                join(ticket, local, *items);
+                *items += 1;
+                state.scheduler.extend(*call, 1);
+                return Ok(());
+            }
+            if let Some((old, _)) = state.floor.local_stream.take() {
+                state.scheduler.close_call(old);
+            }
+            let spec = CallSpec {
+                lane: Lane::Thread,
+                chunk_items: Some(1),
+                items: 1,
+                closed: false,
+                pace: None,
+            };
+            let call = state.scheduler.open(&spec)?;
+            let (ticket, local) = open(call);
+            join(&ticket, &local, 0);
+            let held = Held {
+                ticket: Arc::new(ticket),
+                body: Body::Local(local),
+                abandoned: Arc::new(AtomicBool::new(false)),
+            };
+            state.floor.calls.insert(call, held);
+            state.floor.open_thread_calls += 1;
+            state.floor.local_stream = Some((call, 1));
             Ok(())
         })
     }
@@ -600,14 +657,9 @@ impl<C: Client> Engine<C> {
                 {
                     ThreadNext::End
                 }
-                None => ThreadNext::Wait(engine.thread_bell.load(Ordering::Relaxed)),
+                None => ThreadNext::Wait(engine.thread_bell.load(Ordering::SeqCst)),
             }
         })
-    }
-
-    /// What lane threads sleep on.
-    pub fn thread_bell(&self) -> &AtomicU32 {
-        &self.thread_bell
     }
 
     /// A lane thread's initializer raised.
@@ -627,8 +679,11 @@ impl<C: Client> Engine<C> {
     /// ends the workers too.
     pub fn shutdown(&self, cancel: bool, kill: bool) {
         self.with(|_, state| {
-            for stream in std::mem::take(&mut state.floor.streams) {
-                state.scheduler.close_call(stream.call);
+            let streams = std::mem::take(&mut state.floor.streams);
+            let calls = streams.iter().map(|stream| stream.call);
+            let local = state.floor.local_stream.take();
+            for call in calls.chain(local.map(|(call, _)| call)) {
+                state.scheduler.close_call(call);
             }
             if cancel || kill {
                 state.call_back_thread_pieces(None);
@@ -731,6 +786,8 @@ impl<C: Client> Engine<C> {
             }
             self.watchers.store(0, Ordering::SeqCst);
             self.attended.store(false, Ordering::SeqCst);
+            self.thread_sleepers.store(0, Ordering::SeqCst);
+            self.thread_polls.store(false, Ordering::SeqCst);
             std::mem::replace(&mut *state, fresh)
         };
         drop(old);
@@ -789,10 +846,28 @@ impl<C: Client> Engine<C> {
     }
 
     fn ring_threads(&self, count: u32) {
-        if count > 0 {
-            self.thread_bell.fetch_add(1, Ordering::Relaxed);
-            futex::wake(&self.thread_bell, count, Scope::Private);
+        if count == 0 {
+            return;
         }
+        self.thread_bell.fetch_add(1, Ordering::SeqCst);
+        // One thread polls as a rule: it is there at once.
+        let polls = u32::from(self.thread_polls.load(Ordering::SeqCst));
+        if count > polls && self.thread_sleepers.load(Ordering::SeqCst) > 0 {
+            futex::wake(&self.thread_bell, count - polls, Scope::Private);
+        }
+    }
+
+    /// What a lane thread does with [`ThreadNext::Wait`]: returns when there may be something to do. Without the
+    /// interpreter's lock.
+    pub fn wait_for_thread_work(&self, seen: u32) {
+        let changed = || self.thread_bell.load(Ordering::SeqCst) != seen;
+        if !self.thread_polls.swap(true, Ordering::SeqCst) {
+            waiting::poll_until(waiting::SPIN_CROWDED_NS, changed);
+            self.thread_polls.store(false, Ordering::SeqCst);
+        }
+        self.thread_sleepers.fetch_add(1, Ordering::SeqCst);
+        let _ = futex::wait(&self.thread_bell, seen, None, Scope::Private);
+        self.thread_sleepers.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 /// How long a thread polls where a core is free for it, and where not.
 const SPIN_FREE_NS: u64 = 100_000;
-const SPIN_CROWDED_NS: u64 = 20_000;
+pub(super) const SPIN_CROWDED_NS: u64 = 20_000;
 
 /// Polls before the first yield (about a microsecond), and from one yield to the next.
 const POLLS: u32 = 64;
@@ -452,6 +452,29 @@ impl<C: Client> Engine<C> {
             links.map(|link| link.peephole()).collect()
         })
     }
+}
+
+/// Looks again and again for so long. True if it came true.
+pub fn poll_until(budget_ns: u64, ready: impl Fn() -> bool) -> bool {
+    if ready() {
+        return true;
+    }
+    let begun = crate::sys::now().0;
+    for round in 1_u32.. {
+        if ready() {
+            return true;
+        }
+        if round % POLLS == 0 {
+            // As in `Engine::poll`.
+            rustix::thread::sched_yield();
+            if crate::sys::now().0 - begun > budget_ns {
+                return false;
+            }
+        } else {
+            std::hint::spin_loop();
+        }
+    }
+    false
 }
 
 /// Waits until the eventfd is signalled, and takes the signal.
