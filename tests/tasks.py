@@ -276,3 +276,20 @@ def nest(depth: int) -> list[Any]:
 
 async def coroutine_function() -> None:
     return None
+
+
+def hold_if(gate: str, held: bool) -> None:
+    if held:
+        hold(gate)
+
+
+def die_at_13(number: int) -> int:
+    if number == 13:
+        os._exit(1)
+    return number
+
+
+def nap_from_3(number: int) -> int:
+    if number >= 3:
+        time.sleep(0.2)
+    return number

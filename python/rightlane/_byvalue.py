@@ -1327,7 +1327,7 @@ def made_from(fn: Callable[..., Any], definition: Definition) -> tuple[Any, ...]
 
     The kinds, in the order that `crates/python/src/known.rs` numbers them: the function's attribute of this
     name is this object (0), or an empty dictionary (1); the dictionary has this object under the name (2), or
-    nothing (3), or the function itself (4).
+    nothing (3), or the function itself (4); the set is empty (5).
     """
     if type(fn) is not FunctionType or fn.__closure__ is not None or fn.__kwdefaults__ or fn.__dict__:
         return None
@@ -1349,6 +1349,7 @@ def made_from(fn: Callable[..., Any], definition: Definition) -> tuple[Any, ...]
             return None
         if node.stamps is None or len(node.stamps) != 1:
             return None
+        checks.append((1, None, "__annotations__", None))
         if not _uses_real_module(fn):
             stamps = _Stamps()
             for name in _global_names(fn.__code__)[0]:
@@ -1367,6 +1368,11 @@ def made_from(fn: Callable[..., Any], definition: Definition) -> tuple[Any, ...]
     if type(module) is not ModuleType or vars(module).get(fn.__qualname__) is not fn:
         return None
     checks += [(2, sys.modules, fn.__module__, module), (4, vars(module), fn.__qualname__, None)]
+    pickler = sys.modules.get("cloudpickle.cloudpickle")
+    if pickler is None:
+        checks.append((3, sys.modules, "cloudpickle.cloudpickle", None))
+    else:
+        checks.append((5, None, "", pickler._PICKLE_BY_VALUE_MODULES))
     return tuple(checks)
 
 

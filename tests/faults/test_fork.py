@@ -152,3 +152,29 @@ def test_a_task_may_fork(start: Start) -> None:
             assert {code for code, _ in answers} == {4} and len({pid for _, pid in answers}) == 1
         """,
     ).succeeds()
+
+
+def test_a_forked_child_goes_on_with_a_map(start: Start) -> None:
+    """A map that was being read when the process forked comes to its end in the child: cancelled."""
+    start(
+        """
+        import itertools, os, signal
+        from concurrent.futures import CancelledError
+        import rightlane as rl, tasks
+        for lane in ("process", "thread"):
+            ex = rl.Executor(1, lane=lane)
+            results = ex.map(tasks.nap_from_3, itertools.count(), buffersize=20)
+            assert next(results) == 0
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(20)
+                try:
+                    for _ in results: pass
+                except CancelledError:
+                    os._exit(0)
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            ex.shutdown(cancel_futures=True)
+        """,
+        flags=["-W", "ignore::DeprecationWarning"],
+    ).succeeds()

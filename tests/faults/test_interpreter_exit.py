@@ -190,3 +190,19 @@ def test_trace_functions_see_lane_threads(make) -> None:  # type: ignore[no-unty
     finally:
         threading.setprofile(None)
     assert "observed" in seen
+
+
+def test_daemon_threads_that_learn_of_a_loss_at_exit(start: Start) -> None:
+    """rule 17: what such a thread imports for its error, it imports while the interpreter ends."""
+    for _ in range(3):
+        script = start("""
+            import threading, time
+            import rightlane as rl, tasks
+            ex = rl.Executor(2, lane="process")
+            lost = ex.submit(time.sleep, 60)
+            ex.submit(tasks.noop).result()
+            threading.Thread(target=lost.result, daemon=True).start()
+            time.sleep(0.1)
+            ex.shutdown(kill=True)
+        """)
+        assert script.wait() == 0

@@ -1,6 +1,8 @@
 //! Python objects that are looked up once.
 
+use crate::ffi;
 use pyo3::prelude::*;
+use std::ffi::CStr;
 use std::sync::OnceLock;
 
 /// A name of a module, looked up at the first use.
@@ -10,13 +12,13 @@ use std::sync::OnceLock;
 /// look up the same name, and the first answer is kept.
 #[derive(Debug)]
 pub(crate) struct Cached {
-    module: &'static str,
+    module: &'static CStr,
     name: &'static str,
     found: OnceLock<Py<PyAny>>,
 }
 
 impl Cached {
-    pub(crate) const fn new(module: &'static str, name: &'static str) -> Cached {
+    pub(crate) const fn new(module: &'static CStr, name: &'static str) -> Cached {
         Cached {
             module,
             name,
@@ -28,7 +30,7 @@ impl Cached {
         if let Some(found) = self.found.get() {
             return Ok(found.bind(py));
         }
-        let found = py.import(self.module)?.getattr(self.name)?.unbind();
+        let found = ffi::import(py, self.module)?.getattr(self.name)?.unbind();
         Ok(self.found.get_or_init(|| found).bind(py))
     }
 }

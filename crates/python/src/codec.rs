@@ -159,12 +159,12 @@ fn garbled() -> PyErr {
 
 /// CPython's own pickler, protocol 5.
 pub(crate) fn plain_pickle<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
-    static DUMPS: Cached = Cached::new("_pickle", "dumps");
+    static DUMPS: Cached = Cached::new(c"_pickle", "dumps");
     Ok(ffi::call1(DUMPS.get(value.py())?, (value, 5))?.cast_into::<PyBytes>()?)
 }
 
 fn unpickle<'py>(py: Python<'py>, pickle: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-    static LOADS: Cached = Cached::new("_pickle", "loads");
+    static LOADS: Cached = Cached::new(c"_pickle", "loads");
     // A view would do, but the limited API before 3.11 has none over foreign memory, and the pickler copies
     // what it keeps: for large pickles this is one more copy, until they travel out of band.
     ffi::call1(LOADS.get(py)?, (PyBytes::new(py, pickle),))

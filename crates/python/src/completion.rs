@@ -63,10 +63,8 @@ pub(crate) fn start(py: Python<'_>) -> PyResult<()> {
         keywords.set_item("target", wrap_pyfunction!(run_completions, py)?)?;
         keywords.set_item("name", "rightlane-completion")?;
         keywords.set_item("daemon", true)?;
-        let thread = py
-            .import("threading")?
-            .getattr("Thread")?
-            .call((), Some(&keywords))?;
+        let class = ffi::import(py, c"threading")?.getattr("Thread")?;
+        let thread = ffi::call(&class, &pyo3::types::PyTuple::empty(py), Some(&keywords))?;
         ffi::call_method(&thread, "start", ())?;
         Ok(thread.unbind())
     })();
@@ -119,7 +117,8 @@ pub(crate) fn stop_completions(py: Python<'_>) -> PyResult<()> {
     let Some(thread) = lock(&THREAD).take() else {
         return Ok(());
     };
-    let current = py.import("threading")?.call_method0("current_thread")?;
+    let threading = ffi::import(py, c"threading")?;
+    let current = ffi::call_method(&threading, "current_thread", ())?;
     // Not one plain join: another executor may want the thread after all.
     while !current.is(&thread) && ends() {
         ffi::call_method(thread.bind(py), "join", (0.05,))?;

@@ -19,6 +19,7 @@ use rightlane_runtime::{
 };
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -245,6 +246,17 @@ impl rightlane_runtime::Client for Client {
         }
     }
 
+    fn settle_all(&self, ticket: &Ticket, items: Range<u64>, end: &End<'static>) {
+        match ticket {
+            Ticket::Map(map) => map.settle_all(items, end),
+            Ticket::Stream(_) | Ticket::MapItem(..) => {
+                for item in items {
+                    self.settle(ticket, item, end.clone());
+                }
+            }
+        }
+    }
+
     fn settle_run(&self, ticket: &Ticket, first: u64, run: &Run) {
         match ticket {
             Ticket::Map(map) => map.settle_run(first, run),
@@ -347,16 +359,15 @@ impl Executor {
             ),
         };
         let made = (|| -> PyResult<Bound<'_, PyAny>> {
-            let error = py
-                .import("rightlane._errors")?
-                .call_method1("BrokenExecutor", (message,))?;
+            let errors = ffi::import(py, c"rightlane._errors")?;
+            let error = ffi::call_method(&errors, "BrokenExecutor", (message,))?;
             // Not under the lock: what was raised is unpickled here, which may run anything.
             let raised = lock(&self.thread_raised)
                 .as_ref()
                 .map(|raised| raised.clone_ref(py));
             let cause = match (&report.raised, raised) {
                 (Some(packed), _) => {
-                    let remote = py.import("rightlane._remote")?;
+                    let remote = ffi::import(py, c"rightlane._remote")?;
                     Some(ffi::call_method(&remote, "unpack", (&packed[..],))?)
                 }
                 (None, raised) => raised.map(|raised| raised.into_bound(py)),
@@ -370,7 +381,7 @@ impl Executor {
     /// Workers started from here on shall live in the caller's present world (rule 20).
     pub(crate) fn refresh_world(&self, py: Python<'_>) -> PyResult<()> {
         if self.engine.would_spawn() {
-            let module = py.import("rightlane._world")?;
+            let module = ffi::import(py, c"rightlane._world")?;
             let world = ffi::call_method(&module, "capture", ())?;
             self.engine.set_world(world.extract()?);
         }
@@ -551,10 +562,8 @@ impl Executor {
         )?;
         keywords.set_item("name", format!("{}_{number}", self.thread_name))?;
         keywords.set_item("daemon", true)?;
-        let thread = py
-            .import("threading")?
-            .getattr("Thread")?
-            .call((), Some(&keywords))?;
+        let class = ffi::import(py, c"threading")?.getattr("Thread")?;
+        let thread = ffi::call(&class, &PyTuple::empty(py), Some(&keywords))?;
         ffi::call_method(&thread, "start", ())?;
         lock(&self.threads).push(thread.unbind());
         Ok(())
@@ -617,7 +626,7 @@ fn how(exit: rightlane_runtime::Exit) -> String {
 
 /// The function inside `functools.partial` objects. Only of those: other objects may answer any attribute.
 pub(crate) fn without_partials(mut function: Bound<'_, PyAny>) -> Bound<'_, PyAny> {
-    static PARTIAL: Cached = Cached::new("functools", "partial");
+    static PARTIAL: Cached = Cached::new(c"functools", "partial");
     let py = function.py();
     for _ in 0..32 {
         let is_partial = PARTIAL
@@ -686,7 +695,7 @@ pub(crate) fn local_call(
 }
 
 fn new_future(py: Python<'_>) -> PyResult<(Py<PyAny>, Arc<Slot>)> {
-    static CLASS: Cached = Cached::new("rightlane._future", "Future");
+    static CLASS: Cached = Cached::new(c"rightlane._future", "Future");
     // By `__new__`, so that the standard class's `__init__`, which makes a condition, does not run.
     let future = ffi::new_object(CLASS.get(py)?.cast()?)?;
     let slot = future.cast::<FutureCore>()?.get().slot.clone();
@@ -695,7 +704,7 @@ fn new_future(py: Python<'_>) -> PyResult<(Py<PyAny>, Arc<Slot>)> {
 
 /// The record of a function: by reference first, by value where it must be.
 pub(crate) fn record<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDefinition>> {
-    static RECORD: Cached = Cached::new("rightlane._byvalue", "record");
+    static RECORD: Cached = Cached::new(c"rightlane._byvalue", "record");
     let definition = ffi::call1(RECORD.get(function.py())?, (function,))?;
     let definition = definition.cast_into::<PyDefinition>()?;
     known::remember(function, &definition)?;
@@ -708,7 +717,7 @@ pub(crate) fn write_item(value: &Bound<'_, PyAny>, name: &str, block: &mut Block
         return Ok(());
     }
     let py = value.py();
-    let byvalue = py.import(intern!(py, "rightlane._byvalue"))?;
+    let byvalue = ffi::import(py, c"rightlane._byvalue")?;
     // A pickle that names what a worker can't import won't do.
     let suffices = |pickle: &Bound<'_, PyBytes>| {
         let asked = ffi::call_method(&byvalue, "plain_pickles_suffice", (pickle,));
@@ -766,7 +775,7 @@ fn write_call(
 
 /// Whether the error says that something cannot travel.
 pub(crate) fn is_unsendable(py: Python<'_>, error: &PyErr) -> bool {
-    static CLASS: Cached = Cached::new("rightlane._byvalue", "Unsendable");
+    static CLASS: Cached = Cached::new(c"rightlane._byvalue", "Unsendable");
     CLASS
         .get(py)
         .is_ok_and(|class| error.matches(py, class).unwrap_or(false))
@@ -846,9 +855,8 @@ impl LaneThread {
 /// Ends a forked child that a task left running: its answer is its parent's to give.
 fn end_forked_task(py: Python<'_>) -> ! {
     for name in ["stdout", "stderr"] {
-        let flushed = py
-            .import("sys")
-            .and_then(|sys| sys.getattr(name)?.call_method0("flush"));
+        let flushed = ffi::import(py, c"sys")
+            .and_then(|sys| ffi::call_method(&sys.getattr(name)?, "flush", ()));
         drop(flushed);
     }
     rightlane_runtime::sys::process::exit_now(0)
@@ -856,10 +864,11 @@ fn end_forked_task(py: Python<'_>) -> ! {
 
 fn log_initializer(py: Python<'_>, error: &PyErr) {
     let logged = (|| -> PyResult<()> {
-        let logger = py.import("concurrent.futures._base")?.getattr("LOGGER")?;
+        let logger = ffi::import(py, c"concurrent.futures._base")?.getattr("LOGGER")?;
         let details = PyDict::new(py);
         details.set_item("exc_info", error.value(py))?;
-        logger.call_method("critical", ("Exception in initializer:",), Some(&details))?;
+        let message = ("Exception in initializer:",).into_pyobject(py)?;
+        ffi::call(&logger.getattr("critical")?, &message, Some(&details))?;
         Ok(())
     })();
     drop(logged);

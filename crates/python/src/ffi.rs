@@ -11,9 +11,11 @@
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
+use std::ffi::{CStr, c_char};
 
 type Call =
     unsafe extern "C-unwind" fn(*mut PyObject, *mut PyObject, *mut PyObject) -> *mut PyObject;
+type Import = unsafe extern "C-unwind" fn(*const c_char) -> *mut PyObject;
 type Next = unsafe extern "C-unwind" fn(*mut PyObject) -> *mut PyObject;
 
 /// `PyObject_Call`, as a function that may unwind.
@@ -104,6 +106,23 @@ pub(crate) fn call_method<'py>(
     call1(&object.getattr(PyString::intern(object.py(), name))?, args)
 }
 
+/// `import name`.
+pub(crate) fn import<'py>(py: Python<'py>, name: &CStr) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: as in `object_call`.
+    let import: Import = unsafe {
+        std::mem::transmute(std::hint::black_box(
+            pyo3::ffi::PyImport_ImportModule as *const (),
+        ))
+    };
+    let stay = Stay;
+    // SAFETY: the thread is attached and the name ends with a zero. The answer is a new reference, or null with an
+    // exception set.
+    let module = unsafe { import(name.as_ptr()) };
+    std::mem::forget(stay);
+    // SAFETY: see above.
+    unsafe { Bound::from_owned_ptr_or_err(py, module) }
+}
+
 /// A new instance, without `__init__`: what `class.__new__(class)` gives, at a fifth of the cost.
 pub(crate) fn new_object<'py>(class: &Bound<'py, PyType>) -> PyResult<Bound<'py, PyAny>> {
     let py = class.py();
@@ -131,7 +150,7 @@ pub(crate) fn untrack(object: &Bound<'_, PyAny>) {
     unsafe { pyo3::ffi::PyObject_GC_UnTrack(object.as_ptr().cast()) }
 }
 
-/// Puts back what [`untrack`] took out; must not be called twice.
+/// Puts back what [`untrack`] took out, unless somebody has.
 pub(crate) fn track(object: &Bound<'_, PyAny>) {
     // SAFETY: as above, and the object is complete: traversing it finds valid references.
     unsafe {

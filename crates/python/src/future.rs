@@ -24,7 +24,7 @@ use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
-use rightlane_runtime::{Attended, CallId, End, Patience, Run};
+use rightlane_runtime::{Attended, CallId, End, Patience, Run, Watch};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -164,7 +164,9 @@ struct Observers {
     waiters: Option<Py<PyList>>,
     callbacks: Vec<Py<PyAny>>,
     /// The engine was asked to report the end at once.
-    watched: bool,
+    watched: Option<Watch>,
+    /// ... or will be, by a thread that has just seen that it is not.
+    watch_due: bool,
 }
 
 #[derive(Debug, Default)]
@@ -265,10 +267,7 @@ impl Slot {
         let mut inner = self.lock();
         inner.ending = ending;
         let observed = inner.observers.is_some();
-        let watched = inner
-            .observers
-            .as_mut()
-            .is_some_and(|o| std::mem::take(&mut o.watched));
+        let watched = inner.observers.as_mut().and_then(|o| o.watched.take());
         // Whoever holds the condition may be looking at the state; without one nobody can be.
         let has_condition = inner
             .observers
@@ -282,8 +281,10 @@ impl Slot {
         self.state.store(state, Ordering::SeqCst);
         drop(inner);
         self.ring();
-        if watched && let Some(origin) = self.origin() {
-            origin.executor.engine.unwatch();
+        if let Some(watch) = watched
+            && let Some(origin) = self.origin()
+        {
+            origin.executor.engine.unwatch(watch);
         }
         if observed {
             completion::push(self.clone());
@@ -301,13 +302,26 @@ impl Slot {
                 return;
             }
             match &mut inner.observers {
-                Some(observers) if !observers.watched => observers.watched = true,
+                Some(observers) if !observers.watch_due => observers.watch_due = true,
                 _ => return,
             }
         }
-        // Not under the slot's lock, which is the last to be taken. Should the end come in between, the
-        // engine is told of that first: it only counts.
-        origin.executor.engine.watch();
+        // Not under the slot's lock, which is the last to be taken.
+        let watch = origin.executor.engine.watch();
+        let spare = {
+            let mut inner = self.lock();
+            match &mut inner.observers {
+                // The end may have come in between.
+                Some(observers) if !self.has_arrived() => {
+                    observers.watched = Some(watch);
+                    None
+                }
+                _ => Some(watch),
+            }
+        };
+        if let Some(watch) = spare {
+            origin.executor.engine.unwatch(watch);
+        }
     }
 
     fn has_arrived(&self) -> bool {
@@ -476,9 +490,9 @@ impl Slot {
                 Attended::TimedOut => return Ok(false),
                 Attended::Interrupted => py.check_signals()?,
                 Attended::Taken => {
-                    engine.watch();
+                    let watch = engine.watch();
                     let waited = self.wait_until(py, deadline, Slot::has_arrived);
-                    engine.unwatch();
+                    engine.unwatch(watch);
                     return waited;
                 }
             }
@@ -607,14 +621,11 @@ pub(crate) fn deadline_after(timeout: Option<f64>) -> PyResult<Option<Instant>> 
 fn run_callback(py: Python<'_>, callback: &Bound<'_, PyAny>, future: &Bound<'_, PyAny>) {
     if let Err(error) = ffi::call1(callback, (future,)) {
         let logged = (|| -> PyResult<()> {
-            let logger = py.import("concurrent.futures._base")?.getattr("LOGGER")?;
+            let logger = ffi::import(py, c"concurrent.futures._base")?.getattr("LOGGER")?;
             let details = pyo3::types::PyDict::new(py);
             details.set_item("exc_info", error.value(py))?;
-            logger.call_method(
-                "error",
-                ("exception calling callback for %r", future),
-                Some(&details),
-            )?;
+            let message = ("exception calling callback for %r", future).into_pyobject(py)?;
+            ffi::call(&logger.getattr("error")?, &message, Some(&details))?;
             Ok(())
         })();
         if logged.is_err() {
@@ -805,7 +816,7 @@ impl FutureCore {
         if slf.get().slot.origin().is_some() {
             completion::start(py)?;
         }
-        let made = py.import("threading")?.call_method0("Condition")?.unbind();
+        let made = ffi::call_method(&ffi::import(py, c"threading")?, "Condition", ())?.unbind();
         Ok(Self::observe(slf, |o| {
             o.condition.get_or_insert(made).clone_ref(py)
         }))
@@ -930,11 +941,8 @@ impl FutureCore {
         };
         if refused {
             let text = format!("{}: {}", slot.state_name(), slf.repr()?);
-            let error = slf
-                .py()
-                .import("concurrent.futures")?
-                .getattr("InvalidStateError")?
-                .call1((text,))?;
+            let futures = ffi::import(slf.py(), c"concurrent.futures")?;
+            let error = ffi::call_method(&futures, "InvalidStateError", (text,))?;
             return Err(PyErr::from_value(error));
         }
         slot.ring();

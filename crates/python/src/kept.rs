@@ -8,6 +8,7 @@ use crate::raw::{Raw, flavor};
 use pyo3::prelude::*;
 use rightlane_runtime::Run;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// How an item ended.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(crate) enum Entry {
 pub(crate) enum Part {
     One(Option<Entry>),
     Run(Answers),
+    /// So many that ended alike, without an answer.
+    Same(u64, Raw),
 }
 
 impl Part {
@@ -30,6 +33,7 @@ impl Part {
         match self {
             Part::One(entry) => usize::from(entry.is_some()),
             Part::Run(answers) => answers.run.len() - answers.next,
+            Part::Same(left, _) => usize::try_from(*left).unwrap_or(usize::MAX),
         }
     }
 
@@ -42,6 +46,10 @@ impl Part {
                 let entry = Entry::Raw(Raw::answer(flavor, answer));
                 answers.advance();
                 Some(entry)
+            }
+            Part::Same(left, raw) => {
+                *left = left.checked_sub(1)?;
+                Some(Entry::Raw(raw.again()))
             }
         }
     }
@@ -81,7 +89,7 @@ pub(crate) struct Kept {
     parts: BTreeMap<u64, Part>,
     /// The next item to be taken.
     pub(crate) first: u64,
-    /// Items from here on that have not ended were cancelled. Nothing is read after that.
+    /// Items from here on that have not ended were cancelled.
     cancelled_from: Option<u64>,
     /// Items that have ended.
     pub(crate) ended: u64,
@@ -114,7 +122,7 @@ impl Kept {
 
     /// Whether somebody waits for one of these items, or for any.
     fn is_wanted(&self, first: u64, count: u64) -> bool {
-        let waits_for = |wanted| (first..first + count).contains(&wanted);
+        let waits_for = |wanted| (first..first.saturating_add(count)).contains(&wanted);
         self.any_wanted || self.wanted.is_some_and(waits_for)
     }
 
@@ -147,12 +155,33 @@ impl Kept {
         wanted
     }
 
+    /// Consecutive items of the engine's have ended alike. Returns whether that is worth a wake.
+    pub(crate) fn put_all(&mut self, items: Range<u64>, raw: &Raw) -> bool {
+        let mut wanted = false;
+        let mut item = items.start;
+        while item < items.end {
+            let at = self.place(item);
+            // Up to the next item that went its own way.
+            let next = self.aside.partition_point(|aside| *aside < at);
+            let most = self.aside.get(next).map_or(u64::MAX, |aside| aside - at);
+            let count = most.min(items.end - item);
+            self.ended += count;
+            if !self.discard {
+                self.parts.insert(at, Part::Same(count, raw.again()));
+            }
+            wanted |= self.is_wanted(at, count);
+            item += count;
+        }
+        wanted
+    }
+
     /// The last so many items of the engine's end as cancelled.
     pub(crate) fn cancel_last(&mut self, count: u64) {
         if self.aside.is_empty() {
             // There may be more of them than there is memory for.
             self.ended += count;
-            self.cancelled_from = Some(self.read - count);
+            let from = self.read - count;
+            self.cancelled_from = Some(self.cancelled_from.map_or(from, |old| old.min(from)));
             return;
         }
         let (mut at, mut left) = (self.read, count);

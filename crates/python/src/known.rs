@@ -9,9 +9,9 @@ use crate::definition::PyDefinition;
 use crate::executor::lock;
 use crate::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
-use std::sync::Mutex;
+use pyo3::types::{PyDict, PySet, PyString, PyTuple};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// How many functions are remembered.
 const MOST: usize = 8;
@@ -27,6 +27,8 @@ enum Check {
     Item(Py<PyDict>, Py<PyString>, Option<Py<PyAny>>),
     /// The dictionary has the function itself under the name.
     Itself(Py<PyDict>, Py<PyString>),
+    /// This set is empty.
+    NoneIn(Py<PySet>),
 }
 
 #[derive(Debug)]
@@ -39,21 +41,23 @@ struct Known {
 }
 
 /// Held by attached threads only, and while no Python code runs: it is free in the moment of a fork.
-static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
+static KNOWN: Mutex<Vec<Arc<Known>>> = Mutex::new(Vec::new());
 
 /// The definition of a function for which nothing has changed.
 pub(crate) fn find<'py>(function: &Bound<'py, PyAny>) -> Option<Bound<'py, PyDefinition>> {
-    static FUNCTION: Cached = Cached::new("types", "FunctionType");
+    static FUNCTION: Cached = Cached::new(c"types", "FunctionType");
     let py = function.py();
     // Before the lock is taken: the first time this imports.
     let kind = FUNCTION.get(py).ok()?;
     let address = function.as_ptr() as usize;
-    let known = lock(&KNOWN);
-    let entry = known.iter().find(|known| known.function == address)?;
-    // Attributes of a plain function and items under exact strings are read without running Python code.
+    let known = {
+        let all = lock(&KNOWN);
+        all.iter().find(|known| known.function == address)?.clone()
+    };
+    // Not under the lock: an attribute may be made in this moment, and what is collected then runs Python code.
     let plain = function.get_type_ptr().cast() == kind.as_ptr();
-    let holds = plain && entry.checks.iter().all(|check| check.holds(function));
-    holds.then(|| entry.definition.bind(py).clone())
+    let holds = plain && known.checks.iter().all(|check| check.holds(function));
+    holds.then(|| known.definition.bind(py).clone())
 }
 
 impl Check {
@@ -73,6 +77,7 @@ impl Check {
                     _ => false,
                 }
             }
+            Check::NoneIn(set) => set.bind(py).is_empty(),
             Check::Itself(dict, name) => matches!(
                 dict.bind(py).get_item(name.bind(py)),
                 Ok(Some(found)) if found.is(function)
@@ -87,7 +92,7 @@ pub(crate) fn remember(
     function: &Bound<'_, PyAny>,
     definition: &Bound<'_, PyDefinition>,
 ) -> PyResult<()> {
-    static MADE_FROM: Cached = Cached::new("rightlane._byvalue", "made_from");
+    static MADE_FROM: Cached = Cached::new(c"rightlane._byvalue", "made_from");
     static LAST: AtomicU64 = AtomicU64::new(0);
     let py = function.py();
     let id = definition.get().inner.id();
@@ -107,16 +112,17 @@ pub(crate) fn remember(
                 (2, Some(dict), name, wanted) => Check::Item(dict, name, Some(wanted)),
                 (3, Some(dict), name, _) => Check::Item(dict, name, None),
                 (4, Some(dict), name, _) => Check::Itself(dict, name),
+                (5, _, _, set) => Check::NoneIn(set.extract(py).map_err(PyErr::from)?),
                 _ => return Err(crate::raw::bug("an unknown kind of check")),
             },
         );
     }
     let address = function.as_ptr() as usize;
-    let known = Known {
+    let known = Arc::new(Known {
         function: address,
         checks,
         definition: definition.clone().unbind(),
-    };
+    });
     let old = {
         let mut all = lock(&KNOWN);
         let at = all.iter().position(|known| known.function == address);

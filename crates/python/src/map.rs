@@ -26,6 +26,7 @@ use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{
     Attended, Block, CallId, Definition, End, Engine, Patience, Plan, Remote, Run,
 };
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -68,6 +69,13 @@ impl MapState {
     /// The same of consecutive items that were answered.
     pub(crate) fn settle_run(&self, first: u64, run: &Run) {
         if lock(&self.kept).put_run(first, run) {
+            self.ring();
+        }
+    }
+
+    /// The same of consecutive items that ended alike, without an answer.
+    pub(crate) fn settle_all(&self, items: Range<u64>, end: &End<'static>) {
+        if lock(&self.kept).put_all(items, &Raw::new(end.clone())) {
             self.ring();
         }
     }
@@ -172,9 +180,9 @@ impl MapState {
                 Attended::TimedOut => return Ok(false),
                 Attended::Interrupted => py.check_signals()?,
                 Attended::Taken => {
-                    engine.watch();
+                    let watch = engine.watch();
                     let waited = self.wait_to_be_told(py, deadline, any, ready);
-                    engine.unwatch();
+                    engine.unwatch(watch);
                     return waited;
                 }
             }
@@ -372,6 +380,7 @@ impl Source {
             }
             Way::Refused(exception) => {
                 state.add(Entry::Exception(exception.clone_ref(py)));
+                feed.executor.engine.nudge();
             }
             Way::Local { local, count, .. } => {
                 let Local::Map { items, .. } = &**local else {
@@ -415,6 +424,7 @@ impl Source {
                         let exception = as_serialization_error(py, error, &state.name(py))?;
                         let at = state.add(Entry::Exception(exception));
                         state.set_aside(at);
+                        feed.executor.engine.nudge();
                     }
                 }
                 Err(error) => return Err(error),
@@ -682,13 +692,14 @@ impl Feed {
     /// Cancels what is not begun.
     fn cancel(&self) {
         self.end(None);
+        // First, so that nobody keeps the ends of what is abandoned now.
+        self.state.discard();
         let call = *lock(&self.call);
         if let Some(call) = call {
             self.executor.engine.abandon(call);
         }
         let source = lock(&self.source).take();
         drop(source);
-        self.state.discard();
     }
 }
 

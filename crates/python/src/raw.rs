@@ -91,6 +91,15 @@ impl Raw {
         }
     }
 
+    /// The same end again; an answer, which belongs to one item only, is none of those that it is asked of.
+    pub(crate) fn again(&self) -> Raw {
+        match self {
+            Raw::Answer { .. } | Raw::Cancelled => Raw::Cancelled,
+            Raw::Lost(loss) => Raw::Lost(loss.clone()),
+            Raw::Broken(breakage) => Raw::Broken(*breakage),
+        }
+    }
+
     /// Whether the function returned: a flag on the wire, so nothing is unpickled to know it (rule 9).
     pub(crate) fn is_success(&self) -> bool {
         matches!(
@@ -135,7 +144,7 @@ impl Raw {
 }
 
 fn raised(py: Python<'_>, packed: &[u8]) -> PyResult<Py<PyAny>> {
-    let remote = py.import("rightlane._remote")?;
+    let remote = ffi::import(py, c"rightlane._remote")?;
     Ok(ffi::call_method(&remote, "unpack", (packed,))?.unbind())
 }
 
@@ -150,10 +159,8 @@ pub(crate) fn serialization_error(
     message: &str,
     path: &str,
 ) -> PyResult<Py<PyAny>> {
-    Ok(py
-        .import("rightlane._errors")?
-        .call_method1("SerializationError", (message, path))?
-        .unbind())
+    let errors = ffi::import(py, c"rightlane._errors")?;
+    Ok(ffi::call_method(&errors, "SerializationError", (message, path))?.unbind())
 }
 
 fn unreadable(py: Python<'_>, name: &str, error: PyErr) -> PyResult<Py<PyAny>> {
@@ -186,20 +193,15 @@ fn worker_lost(py: Python<'_>, loss: &Loss, name: &str) -> PyResult<Py<PyAny>> {
         Exit::Code(code) => (None, Some(code)),
         Exit::Unknown => (None, None),
     };
-    let errors = py.import("rightlane._errors")?;
-    Ok(errors
-        .call_method1(
-            "WorkerLost",
-            (loss.pid.unwrap_or(0), signal, code, name, loss.attempt),
-        )?
-        .unbind())
+    let errors = ffi::import(py, c"rightlane._errors")?;
+    let args = (loss.pid.unwrap_or(0), signal, code, name, loss.attempt);
+    Ok(ffi::call_method(&errors, "WorkerLost", args)?.unbind())
 }
 
 /// The standard `concurrent.futures.CancelledError` (rule 11).
 pub(crate) fn cancelled_error(py: Python<'_>) -> PyErr {
-    match py
-        .import("concurrent.futures")
-        .and_then(|module| module.getattr("CancelledError")?.call0())
+    match ffi::import(py, c"concurrent.futures")
+        .and_then(|module| ffi::call_method(&module, "CancelledError", ()))
     {
         Ok(error) => PyErr::from_value(error),
         Err(error) => error,

@@ -2,6 +2,7 @@
 
 use rightlane_core::{Breakage, Exit};
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// Who uses the engine: what work is to it, and where the ends of work go.
 ///
@@ -18,6 +19,10 @@ pub trait Client: Send + Sync + Sized + 'static {
 
     /// Consecutive items have come to their ends, the first of them `first`: as `settle` for each.
     fn settle_run(&self, ticket: &Self::Ticket, first: u64, run: &Run);
+
+    /// Consecutive items have come to the same end, without an answer: as `settle` for each. There may be more of
+    /// them than there is memory for.
+    fn settle_all(&self, ticket: &Self::Ticket, items: Range<u64>, end: &End<'static>);
 
     /// A worker tells the client something beside its answers.
     fn notice(&self, bytes: &[u8]);

@@ -238,6 +238,8 @@ pub struct Engine<C: Client> {
     attended: AtomicBool,
     /// How many wait to be told of ends, without attending.
     watchers: AtomicU32,
+    /// Changes in a forked child.
+    forks: AtomicU32,
     /// Changes with the set of workers.
     links_changed: AtomicU32,
     myself: Weak<Engine<C>>,
@@ -307,6 +309,7 @@ impl<C: Client> Engine<C> {
             drained_bell: AtomicU32::new(0),
             attended: AtomicBool::new(false),
             watchers: AtomicU32::new(0),
+            forks: AtomicU32::new(0),
             links_changed: AtomicU32::new(0),
             myself: myself.clone(),
         })
@@ -785,6 +788,7 @@ impl<C: Client> Engine<C> {
                 }
             }
             self.watchers.store(0, Ordering::SeqCst);
+            self.forks.fetch_add(1, Ordering::SeqCst);
             self.attended.store(false, Ordering::SeqCst);
             self.thread_sleepers.store(0, Ordering::SeqCst);
             self.thread_polls.store(false, Ordering::SeqCst);
@@ -1050,19 +1054,17 @@ impl<C: Client> State<C> {
                     return;
                 };
                 floor.settled = true;
-                for item in items.clone() {
-                    let end = match verdict {
-                        Verdict::Cancelled => End::Cancelled,
-                        Verdict::Lost { exit, attempt, .. } => End::Lost(Loss {
-                            pid,
-                            exit,
-                            attempt,
-                            killed_by_user: floor.killed_by_user,
-                        }),
-                        Verdict::Broken(breakage) => End::Broken(breakage),
-                    };
-                    engine.client.settle(&held.ticket, item, end);
-                }
+                let end = match verdict {
+                    Verdict::Cancelled => End::Cancelled,
+                    Verdict::Lost { exit, attempt, .. } => End::Lost(Loss {
+                        pid,
+                        exit,
+                        attempt,
+                        killed_by_user: floor.killed_by_user,
+                    }),
+                    Verdict::Broken(breakage) => End::Broken(breakage),
+                };
+                engine.client.settle_all(&held.ticket, items.clone(), &end);
                 match &mut held.body {
                     Body::Remote { items: kept, .. } => kept.ended(items),
                     Body::Local(_) => floor.open_thread_items -= items.end - items.start,
@@ -1087,10 +1089,10 @@ impl<C: Client> State<C> {
         }
     }
 
-    /// Reads what one worker has said.
-    fn read(&mut self, engine: &Engine<C>, worker: WorkerId) {
+    /// Reads what one worker has said. True if it has said anything.
+    fn read(&mut self, engine: &Engine<C>, worker: WorkerId) -> bool {
         let Some(mut link) = self.floor.links.remove(&worker) else {
-            return;
+            return false;
         };
         let mut sane = true;
         let mut run = std::mem::take(&mut self.floor.run);
@@ -1116,6 +1118,7 @@ impl<C: Client> State<C> {
             // What it wrote is input; it is not one of ours any more (invariant 7).
             self.scheduler.kill(worker);
         }
+        read.unwrap_or(true)
     }
 
     /// The answers to the next items of a worker's first piece. False if it has not so many.
@@ -1263,8 +1266,8 @@ impl<C: Client> Floor<C> {
 }
 
 impl<C: Client> Member for Engine<C> {
-    fn pump(&self) {
-        self.keep();
+    fn pump(&self, signalled: bool) {
+        self.keep(signalled);
     }
 
     fn prepare_sleep(&self, now: Moment) -> Rest {

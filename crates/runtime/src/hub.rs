@@ -26,8 +26,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// An executor, as the hub sees it.
 pub(crate) trait Member: Send + Sync {
-    /// Takes the announcement back, reads what workers have answered and acts on it.
-    fn pump(&self);
+    /// Takes the announcement back, reads what workers have answered and acts on it. `signalled`: something
+    /// happened; else only time has passed.
+    fn pump(&self, signalled: bool);
     /// Announces to the workers that the hub is about to sleep.
     fn prepare_sleep(&self, now: Moment) -> Rest;
     /// Acts on deadlines; returns the next.
@@ -374,7 +375,7 @@ impl Hub {
             );
             let _gate = lock(&GATE);
             for (_, member) in self.members() {
-                member.pump();
+                member.pump(!events.is_empty());
             }
             for event in &events {
                 match event.data.u64() {

@@ -28,7 +28,7 @@ pub mod worker;
 pub use budget::CpuBudget;
 pub use client::{AnswerBytes, Client, End, Loss, Run};
 pub use definition::Definition;
-pub use engine::waiting::{Attended, Patience, poll_until};
+pub use engine::waiting::{Attended, Patience, Watch, poll_until};
 pub use engine::{
     BreakageReport, Engine, Initializer, Plan, Remote, Single, SubmitError, ThreadDone, ThreadNext,
     ThreadPiece, forked_child,

@@ -241,8 +241,11 @@ impl Link {
         }
     }
 
-    /// Hands every message that has arrived to `each`.
-    pub(crate) fn read(&mut self, mut each: impl FnMut(u32, Cow<'_, [u8]>)) -> Result<(), Corrupt> {
+    /// Hands every message that has arrived to `each`. True if there was any.
+    pub(crate) fn read(
+        &mut self,
+        mut each: impl FnMut(u32, Cow<'_, [u8]>),
+    ) -> Result<bool, Corrupt> {
         let mut any = false;
         // In batches, so that the worker gets room back while we go on reading.
         while self.end.has_answers() {
@@ -257,7 +260,7 @@ impl Link {
         if any && self.end.must_wake(Wants::ROOM) {
             futex::wake(self.end.doorbell(), 1, Scope::Shared);
         }
-        Ok(())
+        Ok(any)
     }
 
     /// Announces that the engine is about to sleep. Then [`sleep::announced`], then [`Link::is_busy`].

@@ -40,6 +40,9 @@ const POLLS: u32 = 64;
 /// A waiting thread is woken by single answers at most once in this time.
 const STEP_NS: u64 = 1_000_000;
 
+/// A thread that is kept busy by others' answers looks at least this often whether a signal has come.
+const SIGNALS_NS: u64 = 30_000_000;
+
 /// The hub feeds workers that run through short work at most once in this time.
 const FEED_NS: u64 = 200_000;
 
@@ -64,10 +67,14 @@ impl Signals {
 #[derive(Debug)]
 pub(super) struct Care {
     pub(super) listener: Listener,
-    /// What the workers were told to signal; nothing while somebody looks.
+    /// What the workers were told to signal, or will be at the end of a nap; nothing while somebody looks.
     pub(super) told: Wants,
+    /// What they were told last; differs during a nap.
+    announced: Wants,
     /// When the hub last found something.
     found_ns: u64,
+    /// The hub has slept on what it was told, has seen no signal, and looks once more.
+    listened: bool,
 }
 
 impl Default for Care {
@@ -75,7 +82,9 @@ impl Default for Care {
         Care {
             listener: Listener::Keeper,
             told: Wants::FULL,
+            announced: Wants::NOTHING,
             found_ns: 0,
+            listened: false,
         }
     }
 }
@@ -101,6 +110,12 @@ pub enum Attended {
     Interrupted,
     /// Another thread attends, or there is nothing to attend: sleep on something else.
     Taken,
+}
+
+/// To be given back to [`Engine::unwatch`].
+#[derive(Debug)]
+pub struct Watch {
+    forks: u32,
 }
 
 /// How far a wait has come; a new one for each wait.
@@ -135,11 +150,18 @@ impl<C: Client> State<C> {
     /// Tells every worker what to signal to whom, and looks once more. True if there is something to read.
     fn announce(&mut self, wants: Wants, listener: Listener) -> bool {
         self.floor.care.told = wants;
+        self.floor.care.announced = wants;
         self.floor.care.listener = listener;
+        self.floor.care.listened = false;
         for link in self.floor.links.values_mut() {
             link.announce(wants, listener);
         }
         sleep::announced();
+        self.is_busy()
+    }
+
+    /// Whether there is something to read.
+    fn is_busy(&mut self) -> bool {
         let mut busy = false;
         for link in self.floor.links.values_mut() {
             busy |= link.is_busy();
@@ -158,6 +180,7 @@ impl<C: Client> State<C> {
 
     fn rouse(&mut self) {
         self.floor.care.told = Wants::NOTHING;
+        self.floor.care.announced = Wants::NOTHING;
         for link in self.floor.links.values_mut() {
             link.awake();
         }
@@ -172,10 +195,12 @@ impl<C: Client> State<C> {
             .filter(|(_, link)| link.has_news())
             .map(|(id, _)| *id)
             .collect();
-        for worker in &talking {
-            self.read(engine, *worker);
+        // Room for what waits to be sent is no news to anybody but the worker.
+        let mut any = false;
+        for worker in talking {
+            any |= self.read(engine, worker);
         }
-        !talking.is_empty()
+        any
     }
 
     /// Leaves everything to the hub's thread.
@@ -213,15 +238,22 @@ impl<C: Client> Engine<C> {
     }
 
     /// Somebody is to be told of ends as they come: from now on the hub listens for single answers.
-    pub fn watch(&self) {
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        let watch = Watch {
+            forks: self.forks.load(Ordering::SeqCst),
+        };
         if self.watchers.fetch_add(1, Ordering::SeqCst) == 0 {
             self.with(|_, _| ());
         }
+        watch
     }
 
-    /// The opposite of [`Engine::watch`].
-    pub fn unwatch(&self) {
-        self.watchers.fetch_sub(1, Ordering::SeqCst);
+    /// The opposite of [`Engine::watch`]. In a forked child nothing from before the fork counts.
+    pub fn unwatch(&self, watch: Watch) {
+        if watch.forks == self.forks.load(Ordering::SeqCst) {
+            self.watchers.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 
     fn is_watched(&self) -> bool {
@@ -237,9 +269,14 @@ impl<C: Client> Engine<C> {
     }
 
     /// What the hub's thread does when it is up: [`crate::hub::Member::pump`].
-    pub(super) fn keep(&self) {
+    /// `signalled`: something happened; else only time has passed.
+    pub(super) fn keep(&self, signalled: bool) {
         let mut state = lock(&self.state);
         if state.floor.care.listener == Listener::Waiter {
+            return;
+        }
+        if !signalled && !state.is_busy() {
+            state.floor.care.listened = true;
             return;
         }
         state.rouse();
@@ -273,9 +310,20 @@ impl<C: Client> Engine<C> {
         } else {
             (needs, 0)
         };
+        if nap_ns == 0 && state.floor.care.listened && state.floor.care.announced == needs {
+            // What was announced stands, long enough for whoever missed it in that moment: see the last step.
+            return Rest {
+                busy: state.is_busy(),
+                until: None,
+            };
+        }
         let busy = state.announce(wants, Listener::Keeper);
         if nap_ns == 0 {
-            return Rest { busy, until: None };
+            let listens = wants.includes(Wants::MESSAGES);
+            return Rest {
+                busy,
+                until: listens.then(|| now.after_ns(STEP_NS)),
+            };
         }
         // Whoever submits meanwhile need not announce what the end of the nap will.
         state.floor.care.told = needs;
@@ -361,6 +409,9 @@ impl<C: Client> Engine<C> {
             }
             patience.step = Step::Doze;
         }
+        // An earlier announcement of these steps does not stand any more.
+        patience.step = patience.step.min(Step::Listen);
+        let begun = Instant::now();
         loop {
             if ready() {
                 return Attended::Ready;
@@ -371,14 +422,22 @@ impl<C: Client> Engine<C> {
             }
             let step = patience.step;
             let busy = self.led(|state| {
-                let first = Wants::FULL.and(Wants::IDLE);
-                let wants = first
-                    .and_if(state.scheduler.has_backlog(), Wants::DRY)
-                    .and_if(step > Step::Doze, Wants::MESSAGES);
-                let busy = state.announce(wants, Listener::Waiter);
+                // The last step sleeps on the announcement of the one before: whoever missed that one in the moment
+                // in which it was made has published its answer long since.
+                let busy = match step {
+                    Step::Sleep => state.is_busy(),
+                    Step::Poll | Step::Doze | Step::Listen => {
+                        let first = Wants::FULL.and(Wants::IDLE);
+                        let wants = first
+                            .and_if(state.scheduler.has_backlog(), Wants::DRY)
+                            .and_if(step == Step::Listen, Wants::MESSAGES);
+                        state.announce(wants, Listener::Waiter)
+                    }
+                };
                 busy && state.read_all(self)
             });
             if busy {
+                patience.step = Step::Doze;
                 continue;
             }
             let at_most = (step < Step::Sleep).then_some(Duration::from_nanos(STEP_NS));
@@ -387,25 +446,26 @@ impl<C: Client> Engine<C> {
                 (left, most) => left.or(most),
             };
             let waited = wait_for(signal, timeout);
+            if waited == Waited::TimedOut && step == Step::Listen {
+                patience.step = Step::Sleep;
+                continue;
+            }
             let found = self.led(|state| {
                 state.rouse();
                 state.read_all(self)
             });
-            match waited {
+            patience.step = match (waited, step) {
                 _ if ready() => return Attended::Ready,
-                Waited::Interrupted => return Attended::Interrupted,
-                _ if found => patience.step = Step::Doze,
-                Waited::Woken => {}
-                Waited::TimedOut => match step {
-                    Step::Poll | Step::Doze => patience.step = Step::Listen,
-                    Step::Listen => {
-                        patience.step = Step::Sleep;
-                        // A signal may have come since the last system call: its handler has the last word
-                        // before a wait without an end.
-                        return Attended::Interrupted;
-                    }
-                    Step::Sleep => {}
-                },
+                (Waited::Interrupted, _) => return Attended::Interrupted,
+                _ if found => Step::Doze,
+                (Waited::TimedOut, Step::Doze) => Step::Listen,
+                // Woken for nothing: what woke us will not do so again.
+                _ => step.min(Step::Listen),
+            };
+            // A signal that came between two system calls has interrupted neither.
+            let soon = patience.step == Step::Listen && step == Step::Doze;
+            if soon || begun.elapsed() >= Duration::from_nanos(SIGNALS_NS) {
+                return Attended::Interrupted;
             }
         }
     }
