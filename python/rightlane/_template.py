@@ -20,7 +20,7 @@ def main() -> None:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     code = 0
     try:
-        seat = _native.serve_template(_fork, _run_site, _warm_up)
+        seat = _native.serve_template(_fork, _run_site, _warm_up, _knows, _learn)
         if seat is not None:
             code = _worker.main(seat)
     except BaseException:
@@ -49,7 +49,21 @@ def _warm_up() -> bool:
     return bool(_WARMERS)
 
 
-_WARMERS = ["os", "_pickle", "rightlane._byvalue", "rightlane._remote"]
+_WARMERS = ["os", "_pickle", "rightlane._byvalue", "rightlane._remote", "rightlane._preload"]
+
+
+def _knows(lesson: bytes) -> bool:
+    """Whether there is nothing to import in what a worker came to need."""
+    from rightlane import _preload
+
+    return _preload.knows(lesson)
+
+
+def _learn(lesson: bytes) -> bool:
+    """Import that; False if this process may not be forked afterwards (rule 19)."""
+    from rightlane import _preload
+
+    return _preload.learn(lesson)
 
 
 def _run_site() -> bool:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 def main(seat: _native.WorkerSeat) -> int:
     """Work until told to retire; returns the exit code."""
+    if (preload := sys.modules.get("rightlane._preload")) is not None:
+        preload.enter_worker()
     hooks = _Hooks()
     in_good_order = _native.serve_worker(seat, hooks)
     if in_good_order:
@@ -33,6 +35,7 @@ class _Hooks:
         self.forget = _definitions.forget
         self._site_ran = False
         self._notice: bytes | None = None
+        self._modules = 0  # how many there were when somebody looked last
 
     def boot(self, world: bytes) -> None:
         """Become a worker of this caller."""
@@ -45,8 +48,9 @@ class _Hooks:
             # A line is out when it is printed, also if a later task of the same batch kills this process.
             sys.stdout.reconfigure(line_buffering=True)
         if "numpy.random" in sys.modules:
-            # Forked from a template that had imported it: its legacy generator must not be everybody's.
+            # The template's `site` imported it: its legacy generator must not be everybody's.
             sys.modules["numpy.random"].seed()
+        self._modules = len(sys.modules)
 
     def resolve(self, definition_id: int) -> tuple[Any, bool]:
         """The function behind a definition, and whether it may be kept for later tasks."""
@@ -73,6 +77,17 @@ class _Hooks:
         if notice is not None:
             self._notice = None
         return notice
+
+    def news(self) -> bytes | None:
+        """What was imported here since this was last asked, and would be better imported in the template."""
+        known, self._modules = self._modules, len(sys.modules)
+        if known == self._modules:
+            return None
+        from rightlane import _preload
+
+        found = _preload.news(known)
+        self._modules = len(sys.modules)
+        return found
 
     def dumps(self, result: object) -> bytes:
         """A result that plain pickling refuses or would tie to `__main__`."""

@@ -271,6 +271,20 @@ impl rightlane_runtime::Client for Client {
     fn notice(&self, bytes: &[u8]) {
         if bytes == b"site" {
             rightlane_runtime::want_site();
+            return;
+        }
+        // As `rightlane._preload` writes it: what each lesson imports, its subject first, then what is common to all.
+        let mut parts = bytes.splitn(3, |byte| *byte == 0);
+        if let (Some(b"learn"), Some(lessons), Some(common)) =
+            (parts.next(), parts.next(), parts.next())
+        {
+            for names in lessons.split(|byte| *byte == b'\n') {
+                let subject = names.split(|byte| *byte == b' ').next().unwrap_or(names);
+                let what = [names, b"\0", common].concat();
+                if let Ok(subject) = str::from_utf8(subject) {
+                    rightlane_runtime::learn(subject, names, &what);
+                }
+            }
         }
     }
 

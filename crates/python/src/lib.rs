@@ -55,6 +55,12 @@ fn want_site() {
     rightlane_runtime::want_site();
 }
 
+/// Lets a BLAS library that the template held to one thread use as many as the caller wants.
+#[pyfunction]
+fn allow_blas_threads() {
+    rightlane_runtime::sys::blas::allow_blas_threads();
+}
+
 /// CPUs by affinity, the tightest quota in CPUs or None, and how many workers that makes.
 #[pyfunction]
 fn cpu_budget() -> (u32, Option<f64>, u32) {
@@ -69,6 +75,7 @@ mod _core {
 
     #[pymodule_export]
     use super::{
+        allow_blas_threads,
         cli::{cli_main, compare},
         completion::{run_completions, stop_completions},
         cpu_budget,

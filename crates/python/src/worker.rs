@@ -27,6 +27,9 @@ const CLOCK_EVERY_NS: u64 = 20_000;
 /// Within a piece, standard output is flushed after each task that ends this long after the last flush.
 const FLUSH_EVERY_NS: u64 = 500_000;
 
+/// What took this long at a function's first use is worth a look at what it imported.
+const NEWS_NS: u64 = 5_000_000;
+
 /// A worker's place, handed from the template's loop to the worker's.
 #[pyclass(module = "rightlane._core")]
 #[derive(Debug)]
@@ -38,6 +41,8 @@ struct PythonInterpreter<'py> {
     fork: Bound<'py, PyAny>,
     run_site: Bound<'py, PyAny>,
     warm_up: Bound<'py, PyAny>,
+    knows: Bound<'py, PyAny>,
+    learn: Bound<'py, PyAny>,
 }
 
 impl Interpreter for PythonInterpreter<'_> {
@@ -65,6 +70,21 @@ impl Interpreter for PythonInterpreter<'_> {
             .and_then(|more| more.extract())
             .unwrap_or(false)
     }
+
+    fn knows(&mut self, lesson: &[u8]) -> bool {
+        // What it can't read it need not import.
+        self.knows
+            .call1((lesson,))
+            .and_then(|known| known.extract())
+            .unwrap_or(true)
+    }
+
+    fn learn(&mut self, lesson: &[u8]) -> bool {
+        self.learn
+            .call1((lesson,))
+            .and_then(|fit| fit.extract())
+            .unwrap_or(false)
+    }
 }
 
 /// The template's life. Returns None when it is over, and a seat in each worker that it forks.
@@ -73,12 +93,16 @@ pub(crate) fn serve_template(
     fork: Bound<'_, PyAny>,
     run_site: Bound<'_, PyAny>,
     warm_up: Bound<'_, PyAny>,
+    knows: Bound<'_, PyAny>,
+    learn: Bound<'_, PyAny>,
 ) -> PyResult<Option<WorkerSeat>> {
     let mut nursery = Nursery::open()?;
     let seat = nursery.run(&mut PythonInterpreter {
         fork,
         run_site,
         warm_up,
+        knows,
+        learn,
     });
     // Dropped in the worker as well: none of the template's descriptors stay open there.
     drop(nursery);
@@ -106,6 +130,7 @@ pub(crate) fn serve_worker(
         unreadable: hooks.getattr("unreadable")?,
         flush: hooks.getattr("flush")?,
         take_notices: hooks.getattr("take_notices")?,
+        news: hooks.getattr("news")?,
     };
     Worker {
         py,
@@ -114,6 +139,7 @@ pub(crate) fn serve_worker(
         functions: HashMap::new(),
         current: None,
         passing: None,
+        fresh: false,
         answer: Vec::new(),
     }
     .run()
@@ -134,6 +160,7 @@ struct Hooks<'py> {
     unreadable: Bound<'py, PyAny>,
     flush: Bound<'py, PyAny>,
     take_notices: Bound<'py, PyAny>,
+    news: Bound<'py, PyAny>,
 }
 
 struct Worker<'py> {
@@ -146,6 +173,8 @@ struct Worker<'py> {
     current: Option<(u64, Bound<'py, PyAny>)>,
     /// Which of them must not outlast the piece that runs.
     passing: Option<u64>,
+    /// A function was resolved, and nobody has looked yet at what it imported.
+    fresh: bool,
     /// Room for an answer's head, then its bytes; kept for its capacity.
     answer: Vec<u8>,
 }
@@ -191,6 +220,7 @@ impl<'py> Worker<'py> {
     }
 
     fn begin(&mut self, initializer: Option<(u64, Vec<u8>)>) -> PyResult<bool> {
+        let begun_ns = rightlane_runtime::sys::now().0;
         if let Some((id, arguments)) = initializer {
             // From here on a death is the initializer's, not a failed boot (rule 10).
             self.desk.started().map_err(broken)?;
@@ -209,6 +239,7 @@ impl<'py> Worker<'py> {
         }
         self.desk.ready().map_err(broken)?;
         self.tell_notices();
+        self.tell_news(rightlane_runtime::sys::now().0 - begun_ns);
         Ok(true)
     }
 
@@ -264,6 +295,7 @@ impl<'py> Worker<'py> {
             self.functions.remove(&passing);
         }
         self.current = None;
+        self.tell_news(now_ns - begun_ns);
         skipped.map_err(broken)
     }
 
@@ -360,6 +392,7 @@ impl<'py> Worker<'py> {
         let (function, lasting): (Bound<'py, PyAny>, bool) =
             self.hooks.resolve.call1((id,))?.extract()?;
         self.functions.insert(id, function.clone());
+        self.fresh = true;
         self.tell_notices();
         if !lasting {
             self.passing = Some(id);
@@ -405,6 +438,18 @@ impl<'py> Worker<'py> {
     fn flush(&self) {
         if let Err(error) = self.hooks.flush.call0() {
             error.write_unraisable(self.py, None);
+        }
+    }
+
+    /// After a function's first use, and its answer: what it imported that templates should have (rule 19).
+    fn tell_news(&mut self, took_ns: u64) {
+        if std::mem::take(&mut self.fresh)
+            && took_ns >= NEWS_NS
+            && let Ok(news) = self.hooks.news.call0()
+            && !news.is_none()
+            && let Ok(bytes) = news.extract::<Vec<u8>>()
+        {
+            let _ = self.desk.notice(&bytes);
         }
     }
 

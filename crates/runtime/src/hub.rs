@@ -15,7 +15,7 @@ use crate::sys::futex::{self, Scope, Waited};
 use crate::sys::process::block_all_signals;
 use crate::sys::spawn::Program;
 use crate::template::Template;
-use crate::wire::{FromTemplate, ToTemplate};
+use crate::wire::{FromTemplate, MOST_LESSON_BYTES, ToTemplate};
 use rightlane_core::{Exit, Moment, WorkerId};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use std::collections::{BTreeMap, HashMap};
@@ -66,6 +66,21 @@ enum Site {
     Harmful,
 }
 
+/// What templates are to import (rule 19). Kept for the interpreter's life, and so is what did harm.
+static LESSONS: Mutex<Vec<Lesson>> = Mutex::new(Vec::new());
+
+/// How many lessons are kept: each costs a rehearsal, and memory in the template.
+const MOST_LESSONS: usize = 32;
+
+struct Lesson {
+    /// The module that makes all of it fit or unfit.
+    subject: String,
+    /// What tells it from others of its subject.
+    key: Vec<u8>,
+    what: Arc<[u8]>,
+    unfit: bool,
+}
+
 const BELL: u64 = 0;
 const TEMPLATE_SOCKET: u64 = 1;
 const TEMPLATE_ENDED: u64 = 2;
@@ -103,6 +118,46 @@ pub fn want_site() {
         && let Some(template) = &mut lock(&hub.inner).template
     {
         template.send(ToTemplate::RunSite, &[]);
+    }
+}
+
+/// From now on templates import this when they are idle, unless it was tried and did harm. A subject may come with
+/// several lessons, each only once.
+pub fn learn(subject: &str, key: &[u8], what: &[u8]) {
+    let lesson = {
+        let mut lessons = lock(&LESSONS);
+        let known =
+            |lesson: &Lesson| lesson.subject == subject && (lesson.unfit || lesson.key == key);
+        if lessons.len() >= MOST_LESSONS
+            || what.len() > MOST_LESSON_BYTES
+            || lessons.iter().any(known)
+        {
+            return;
+        }
+        lessons.push(Lesson {
+            subject: subject.to_owned(),
+            key: key.to_owned(),
+            what: what.into(),
+            unfit: false,
+        });
+        lessons.len() as u32 - 1
+    };
+    let hub = lock(&HUB).clone();
+    if let Some(hub) = hub
+        && let Some(template) = &mut lock(&hub.inner).template
+    {
+        let what = what.into();
+        template.send(ToTemplate::Learn { lesson, what }, &[]);
+    }
+}
+
+/// Never again, for all that is to be learned of its subject.
+fn unfit(lesson: u32) {
+    let mut lessons = lock(&LESSONS);
+    if let Some(subject) = lessons.get(lesson as usize).map(|l| l.subject.clone()) {
+        for lesson in lessons.iter_mut().filter(|l| l.subject == subject) {
+            lesson.unfit = true;
+        }
     }
 }
 
@@ -321,6 +376,12 @@ impl Hub {
         if *lock(&SITE) == Site::Wanted {
             template.send(ToTemplate::RunSite, &[]);
         }
+        for (at, lesson) in lock(&LESSONS).iter().enumerate() {
+            if !lesson.unfit {
+                let (lesson, what) = (at as u32, lesson.what.clone());
+                template.send(ToTemplate::Learn { lesson, what }, &[]);
+            }
+        }
         inner.template = Some(template);
         Ok(())
     }
@@ -416,6 +477,21 @@ impl Hub {
                         template.ready = true;
                         continue;
                     }
+                    Ok(Some((FromTemplate::Learning { lesson }, _))) => {
+                        template.learning = Some(lesson);
+                        continue;
+                    }
+                    Ok(Some((FromTemplate::Learned { .. }, _))) => {
+                        template.learning = None;
+                        continue;
+                    }
+                    Ok(Some((FromTemplate::Unfit { lesson, spoiled }, _))) => {
+                        unfit(lesson);
+                        if spoiled {
+                            template.kill();
+                        }
+                        continue;
+                    }
                     Ok(Some(received)) => received,
                     Ok(None) => return,
                     // It is our own program: whatever it says that we can't read, it is broken.
@@ -457,7 +533,14 @@ impl Hub {
                         template.kill();
                     }
                 }
-                (FromTemplate::Ready, _) => {}
+                // Taken care of above.
+                (
+                    FromTemplate::Ready
+                    | FromTemplate::Learning { .. }
+                    | FromTemplate::Learned { .. }
+                    | FromTemplate::Unfit { .. },
+                    _,
+                ) => {}
             }
         }
     }
@@ -499,6 +582,7 @@ impl Hub {
             template.reap();
             let _ = epoll::delete(&self.epoll, &template.socket);
             inner.hopeless = !template.ready;
+            template.learning.into_iter().for_each(unfit);
             template.ready
         };
         for (_, member) in self.members() {
@@ -522,9 +606,14 @@ impl Hub {
     fn end_template(&self) {
         let template = {
             let _gate = lock(&GATE);
+            self.hear_template();
             lock(&self.inner).template.take()
         };
         let Some(mut template) = template else { return };
+        if template.learning.is_some() {
+            // Nobody is to wait for an import that nobody will use.
+            template.kill();
+        }
         template.send(ToTemplate::Quit, &[]);
         let mut fds = [rustix::event::PollFd::new(
             &template.pidfd,

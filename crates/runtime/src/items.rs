@@ -205,6 +205,16 @@ impl Items {
             }
             None => {
                 let mut block = Block::new();
+                // After a full block comes another one: it need not grow, which would leave holes behind.
+                if let Some(full) = self.blocks.back().map(|held| &held.block)
+                    && full.row.len() > MOST_GROWN_BYTES / 2
+                    && full.row.len() <= MOST_GROWN_BYTES
+                {
+                    block.row.reserve_exact(MOST_GROWN_BYTES);
+                    block
+                        .ends
+                        .reserve_exact(full.ends.len() + full.ends.len() / 8);
+                }
                 block.take_only_item(item);
                 self.blocks.push_back(Held {
                     first: self.next,

@@ -34,7 +34,7 @@ pub use engine::{
     ThreadPiece, forked_child,
 };
 pub use hub::{
-    Ending, ForkGuard, has_program, set_program, try_before_fork, wait_for_fork, want_site,
+    Ending, ForkGuard, has_program, learn, set_program, try_before_fork, wait_for_fork, want_site,
 };
 pub use items::Block;
 pub use rightlane_core::{Breakage, CallId, Exit, Refused};

@@ -4,18 +4,23 @@
 //! It is single-threaded and mostly asleep. Three descriptors wake it: the engine's socket, a pidfd of
 //! the engine (not the socket's end: a fork of the user's process may hold that open, rule 13) and a
 //! signal descriptor for children that ended. It is ready with as little imported as a first task needs;
-//! the rest follows, once, step by step, when nobody asks for anything.
+//! the rest follows, once, step by step, when nobody asks for anything; and then what workers came to need.
+//! That is rehearsed first, in a child made for it: what an import does to a process shows there, and neither
+//! the template nor anybody who wants a worker pays for it (rule 19).
 
 use crate::sys::process::{
-    adopt, child_signal_fd, close_descriptors, ended_child, reap, reset_signals,
+    adopt, child_signal_fd, close_descriptors, close_now, empty_mask, ended_child, exit_now, reap,
+    reset_signals,
 };
 use crate::template::{receive, send};
 use crate::wire::{FromTemplate, ToTemplate};
+use rightlane_core::Moment;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 /// What a freshly forked worker starts from.
 #[derive(Debug)]
@@ -37,7 +42,33 @@ pub trait Interpreter {
 
     /// Imports something that no worker needs for its first task and most need soon. False: nothing is left.
     fn warm_up(&mut self) -> bool;
+
+    /// Whether a lesson holds nothing that this process has not imported.
+    fn knows(&mut self, lesson: &[u8]) -> bool;
+
+    /// Imports what the lesson names; false if that left this process unfit to be forked (rule 19).
+    fn learn(&mut self, lesson: &[u8]) -> bool;
 }
+
+/// What is to be imported, and how far that has come.
+#[derive(Debug)]
+struct Lesson {
+    id: u32,
+    what: Arc<[u8]>,
+    rehearsed: bool,
+}
+
+/// A child that imports something, to see what comes of it. It is not reaped, so its number is its own.
+#[derive(Debug)]
+struct Rehearsal {
+    pid: Pid,
+    lesson: Lesson,
+    /// When it is killed; `None` once it was.
+    until: Option<Moment>,
+}
+
+/// An import may take a second (rule 19). A rehearsal that took longer says so itself, unless it takes for ever.
+const REHEARSAL_NS: u64 = 1_250_000_000;
 
 /// How long nothing must be asked of the template before it warms up: whoever makes an executor often
 /// wants workers in the next moment, and should not wait for that.
@@ -54,6 +85,8 @@ pub struct Nursery {
     children_ended: OwnedFd,
     /// Workers of ours, and of templates before us, by pid.
     workers: HashMap<i32, OwnedFd>,
+    lessons: VecDeque<Lesson>,
+    rehearsal: Option<Rehearsal>,
 }
 
 impl Nursery {
@@ -74,6 +107,8 @@ impl Nursery {
             engine,
             children_ended: child_signal_fd()?,
             workers: HashMap::new(),
+            lessons: VecDeque::new(),
+            rehearsal: None,
         })
     }
 
@@ -98,9 +133,22 @@ impl Nursery {
                 PollFd::new(&self.socket, listen),
             ];
             let watched = if connected { 3 } else { 2 };
-            match poll(&mut fds[..watched], (!warm).then_some(&quiet)) {
+            let patience = match &self.rehearsal {
+                Some(rehearsal) => rehearsal.until.map(until),
+                None => (!warm || !self.lessons.is_empty()).then_some(quiet),
+            };
+            match poll(&mut fds[..watched], patience.as_ref()) {
                 Ok(0) => {
-                    warm = !interpreter.warm_up();
+                    if let Some(rehearsal) = &mut self.rehearsal {
+                        if rehearsal.until.is_some_and(|by| by <= crate::sys::now()) {
+                            rehearsal.until = None;
+                            rehearsal.kill();
+                        }
+                    } else if warm {
+                        self.study(interpreter);
+                    } else {
+                        warm = !interpreter.warm_up();
+                    }
                     quiet = rustix::event::Timespec::default();
                     continue;
                 }
@@ -121,7 +169,12 @@ impl Nursery {
             if message {
                 match self.serve(interpreter) {
                     Served::On => {}
-                    Served::Quit => return None,
+                    Served::Quit => {
+                        if let Some(rehearsal) = &self.rehearsal {
+                            rehearsal.kill();
+                        }
+                        return None;
+                    }
                     Served::End => connected = false,
                     Served::Child(seat) => return Some(seat),
                 }
@@ -161,6 +214,14 @@ impl Nursery {
                 if !interpreter.run_site() {
                     self.tell(FromTemplate::Spoiled, &[]);
                 }
+                Served::On
+            }
+            Ok(ToTemplate::Learn { lesson, what }) => {
+                self.lessons.push_back(Lesson {
+                    id: lesson,
+                    what,
+                    rehearsed: false,
+                });
                 Served::On
             }
             Ok(ToTemplate::Quit) => Served::Quit,
@@ -240,9 +301,84 @@ impl Nursery {
         Served::On
     }
 
+    /// The next step of the next lesson: its rehearsal, or after that the import itself.
+    fn study(&mut self, interpreter: &mut impl Interpreter) {
+        let Some(lesson) = self.lessons.pop_front() else {
+            return;
+        };
+        let Lesson { id, ref what, .. } = lesson;
+        if lesson.rehearsed {
+            self.tell(FromTemplate::Learning { lesson: id }, &[]);
+            let fit = interpreter.learn(what);
+            self.tell(
+                if fit {
+                    FromTemplate::Learned { lesson: id }
+                } else {
+                    FromTemplate::Unfit {
+                        lesson: id,
+                        spoiled: true,
+                    }
+                },
+                &[],
+            );
+        } else if !interpreter.knows(what) {
+            self.rehearse(lesson, interpreter);
+        }
+    }
+
+    fn rehearse(&mut self, lesson: Lesson, interpreter: &mut impl Interpreter) {
+        match interpreter.fork() {
+            Ok(0) => {
+                let _ = rustix::process::setpgid(None, None);
+                // Not a worker, so nobody minds if it goes with us (rule 13).
+                let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+                // Nothing drops what is closed here: this process ends below.
+                let ours = [&self.socket, &self.engine, &self.children_ended];
+                close_now(ours.map(|fd| fd.as_fd()));
+                empty_mask();
+                let fit = interpreter.learn(&lesson.what);
+                exit_now(i32::from(!fit));
+            }
+            Ok(pid) => {
+                if let Some(pid) = Pid::from_raw(pid) {
+                    let _ = rustix::process::setpgid(Some(pid), Some(pid));
+                    self.rehearsal = Some(Rehearsal {
+                        pid,
+                        lesson,
+                        until: Some(crate::sys::now().after_ns(REHEARSAL_NS)),
+                    });
+                }
+            }
+            // There is no room for a process: then this is no time to prepare for more.
+            Err(_) => {}
+        }
+    }
+
+    fn rehearsed(&mut self, rehearsal: Rehearsal, well: bool) {
+        // What the import started has no business any more.
+        rehearsal.kill();
+        let mut lesson = rehearsal.lesson;
+        if well && rehearsal.until.is_some() {
+            lesson.rehearsed = true;
+            self.lessons.push_front(lesson);
+        } else {
+            self.tell(
+                FromTemplate::Unfit {
+                    lesson: lesson.id,
+                    spoiled: false,
+                },
+                &[],
+            );
+        }
+    }
+
     fn reap_all(&mut self) {
         while let Some(ended) = ended_child() {
             let ours = self.workers.remove(&ended.pid).is_some();
+            let its = |rehearsal: &mut Rehearsal| rehearsal.pid.as_raw_nonzero().get() == ended.pid;
+            if let Some(rehearsal) = self.rehearsal.take_if(its) {
+                self.rehearsed(rehearsal, ended.well);
+            }
             if ours && !ended.well {
                 // What a crashed or killed worker started goes with it. Now, while its zombie still
                 // holds the number of the group.
@@ -296,6 +432,21 @@ impl Nursery {
             let mut buffer = [0_u8; 1024];
             let _ = rustix::io::read(&self.children_ended, &mut buffer);
         }
+    }
+}
+
+impl Rehearsal {
+    fn kill(&self) {
+        let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
+    }
+}
+
+fn until(at: Moment) -> rustix::event::Timespec {
+    let ns = at.0.saturating_sub(crate::sys::now().0);
+    rustix::event::Timespec {
+        tv_sec: (ns / 1_000_000_000) as i64,
+        // Rounded up, so as not to come back too early.
+        tv_nsec: (ns % 1_000_000_000).min(999_000_000) as i64 + 1_000,
     }
 }
 

@@ -66,6 +66,8 @@ pub(crate) struct Template {
     pub(crate) socket: OwnedFd,
     pub(crate) pidfd: OwnedFd,
     pub(crate) ready: bool,
+    /// What it imports at this moment: if it dies, of this.
+    pub(crate) learning: Option<u32>,
     backlog: VecDeque<(ToTemplate, Vec<OwnedFd>)>,
 }
 
@@ -88,6 +90,7 @@ impl Template {
             socket: ours,
             pidfd,
             ready: false,
+            learning: None,
             backlog: VecDeque::new(),
         })
     }

@@ -3,6 +3,7 @@
 //! change freely; what the worker wrote is checked all the same (invariant 7).
 
 use std::fmt;
+use std::sync::Arc;
 
 /// Message kinds from the engine to a worker; the tag of a record.
 pub mod to_worker {
@@ -172,7 +173,7 @@ pub fn take_u64(bytes: &[u8]) -> Option<(u64, &[u8])> {
 }
 
 /// From the engine to the template; one datagram each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToTemplate {
     /// Fork a worker; its task segment, answer segment and the engine's two signals come
     /// along as descriptors.
@@ -181,6 +182,8 @@ pub enum ToTemplate {
     Watch { pid: i32 },
     /// Run the interpreter's `site`, so that later workers find what needs it.
     RunSite,
+    /// Import this, once nobody asks for anything; what it means is the client's (rule 19).
+    Learn { lesson: u32, what: Arc<[u8]> },
     /// End.
     Quit,
 }
@@ -199,10 +202,22 @@ pub enum FromTemplate {
     /// Running `site` left more than one thread, raised or took too long: this template is not fit
     /// to fork any more (rule 19).
     Spoiled,
+    /// About to import this in the template itself.
+    Learning { lesson: u32 },
+    /// That is done, and the template is as fit as before.
+    Learned { lesson: u32 },
+    /// This is not to be imported in a template. `spoiled`: it was, and this one is not fit to fork any more.
+    Unfit { lesson: u32, spoiled: bool },
 }
 
+/// How long a datagram is, but for those with a lesson.
+const DATAGRAM_BYTES: usize = 24;
+
 /// Longest datagram.
-pub const MOST_DATAGRAM_BYTES: usize = 24;
+pub const MOST_DATAGRAM_BYTES: usize = 8192;
+
+/// Longest lesson.
+pub const MOST_LESSON_BYTES: usize = MOST_DATAGRAM_BYTES - DATAGRAM_BYTES;
 
 /// A datagram that is none of ours.
 #[derive(Debug)]
@@ -214,8 +229,8 @@ impl fmt::Display for Garbled {
     }
 }
 
-fn datagram(kind: u8, a: u64, b: u32, c: u32) -> [u8; MOST_DATAGRAM_BYTES] {
-    let mut bytes = [0; MOST_DATAGRAM_BYTES];
+fn datagram(kind: u8, a: u64, b: u32, c: u32) -> [u8; DATAGRAM_BYTES] {
+    let mut bytes = [0; DATAGRAM_BYTES];
     bytes[0] = kind;
     bytes[8..16].copy_from_slice(&a.to_le_bytes());
     bytes[16..20].copy_from_slice(&b.to_le_bytes());
@@ -233,13 +248,19 @@ fn parse(bytes: &[u8]) -> Option<(u8, u64, u32, u32)> {
 
 impl ToTemplate {
     /// As bytes.
-    pub fn to_bytes(self) -> [u8; MOST_DATAGRAM_BYTES] {
-        match self {
-            ToTemplate::Fork { key } => datagram(b'F', key, 0, 0),
-            ToTemplate::Watch { pid } => datagram(b'W', 0, pid as u32, 0),
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let head = match self {
+            ToTemplate::Fork { key } => datagram(b'F', *key, 0, 0),
+            ToTemplate::Watch { pid } => datagram(b'W', 0, *pid as u32, 0),
             ToTemplate::RunSite => datagram(b'S', 0, 0, 0),
+            ToTemplate::Learn { lesson, .. } => datagram(b'L', 0, *lesson, 0),
             ToTemplate::Quit => datagram(b'Q', 0, 0, 0),
+        };
+        let mut bytes = head.to_vec();
+        if let ToTemplate::Learn { what, .. } = self {
+            bytes.extend_from_slice(what);
         }
+        bytes
     }
 
     /// From bytes.
@@ -248,6 +269,10 @@ impl ToTemplate {
             (b'F', key, _, _) => Ok(ToTemplate::Fork { key }),
             (b'W', _, pid, _) => Ok(ToTemplate::Watch { pid: pid as i32 }),
             (b'S', ..) => Ok(ToTemplate::RunSite),
+            (b'L', _, lesson, _) => Ok(ToTemplate::Learn {
+                lesson,
+                what: bytes[DATAGRAM_BYTES..].into(),
+            }),
             (b'Q', ..) => Ok(ToTemplate::Quit),
             _ => Err(Garbled),
         }
@@ -256,7 +281,7 @@ impl ToTemplate {
 
 impl FromTemplate {
     /// As bytes.
-    pub fn to_bytes(self) -> [u8; MOST_DATAGRAM_BYTES] {
+    pub fn to_bytes(self) -> [u8; DATAGRAM_BYTES] {
         match self {
             FromTemplate::Ready => datagram(b'R', 0, 0, 0),
             FromTemplate::Forked { key, pid } => datagram(b'F', key, pid as u32, 0),
@@ -267,6 +292,11 @@ impl FromTemplate {
                 cpu_us,
             } => datagram(b'E', cpu_us, pid as u32, status as u32),
             FromTemplate::Spoiled => datagram(b'X', 0, 0, 0),
+            FromTemplate::Learning { lesson } => datagram(b'L', 0, lesson, 0),
+            FromTemplate::Learned { lesson } => datagram(b'D', 0, lesson, 0),
+            FromTemplate::Unfit { lesson, spoiled } => {
+                datagram(b'U', 0, lesson, u32::from(spoiled))
+            }
         }
     }
 
@@ -288,6 +318,12 @@ impl FromTemplate {
                 cpu_us,
             }),
             (b'X', ..) => Ok(FromTemplate::Spoiled),
+            (b'L', _, lesson, _) => Ok(FromTemplate::Learning { lesson }),
+            (b'D', _, lesson, _) => Ok(FromTemplate::Learned { lesson }),
+            (b'U', _, lesson, spoiled) => Ok(FromTemplate::Unfit {
+                lesson,
+                spoiled: spoiled != 0,
+            }),
             _ => Err(Garbled),
         }
     }
@@ -321,6 +357,11 @@ mod tests {
                 cpu_us: 1,
             },
             FromTemplate::Spoiled,
+            FromTemplate::Learned { lesson: 3 },
+            FromTemplate::Unfit {
+                lesson: 4,
+                spoiled: true,
+            },
         ] {
             assert_eq!(
                 FromTemplate::from_bytes(&message.to_bytes()).ok(),
@@ -328,7 +369,15 @@ mod tests {
             );
         }
         assert!(FromTemplate::from_bytes(b"x").is_err());
-        assert!(ToTemplate::from_bytes(&[0; MOST_DATAGRAM_BYTES]).is_err());
+        assert!(ToTemplate::from_bytes(&[0; DATAGRAM_BYTES]).is_err());
+        for what in [&b""[..], b"one two"] {
+            let message = ToTemplate::Learn {
+                lesson: 5,
+                what: what.into(),
+            };
+            let came = ToTemplate::from_bytes(&message.to_bytes()).ok();
+            assert_eq!(came, Some(message));
+        }
     }
 
     #[test]

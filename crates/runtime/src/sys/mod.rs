@@ -3,6 +3,7 @@
 //! This is the only place of the crate where `unsafe` may stand.
 #![allow(unsafe_code)]
 
+pub mod blas;
 pub mod clock;
 pub mod futex;
 pub mod process;
