@@ -586,6 +586,14 @@ impl Scheduler {
         self.waiting() > 0 || !self.behind.is_empty() || !self.fronts.is_empty()
     }
 
+    /// Whether what runs on workers takes at least this long for each item, as far as two of them tell.
+    pub fn runs_long(&self, ns: u64) -> bool {
+        let fronts = self.workers.values().filter_map(|w| w.pieces.front());
+        let mut paces = fronts.take(2).map(|piece| self.pace(piece.call));
+        let long = |pace: Option<Pace>| pace.is_some_and(|pace| pace.item_ns() >= ns);
+        self.busy_workers > 0 && paces.all(long)
+    }
+
     /// How many workers hold a piece.
     pub fn busy_workers(&self) -> u32 {
         self.busy_workers

@@ -16,99 +16,97 @@ pub(crate) mod flavor {
     pub(crate) const UNSENDABLE: u8 = 2;
 }
 
-/// Bytes, small ones in place.
-#[derive(Debug)]
-pub(crate) enum Bytes {
-    Small { len: u8, bytes: [u8; 14] },
-    Large(Box<Large>),
-}
-
 #[derive(Debug)]
 pub(crate) struct Large {
     bytes: Vec<u8>,
     skip: usize,
 }
 
-impl Bytes {
-    fn new(answer: AnswerBytes<'_>) -> Bytes {
-        Bytes::small(answer.as_slice()).unwrap_or_else(|| {
-            let (bytes, skip) = answer.into_owned();
-            Bytes::Large(Box::new(Large { bytes, skip }))
-        })
-    }
+/// How many bytes of an answer are kept in place.
+const SHORT_BYTES: usize = 13;
 
-    fn small(slice: &[u8]) -> Option<Bytes> {
-        let mut bytes = [0; 14];
-        bytes.get_mut(..slice.len())?.copy_from_slice(slice);
-        Some(Bytes::Small {
-            len: slice.len() as u8,
-            bytes,
-        })
-    }
-
-    fn copy(slice: &[u8]) -> Bytes {
-        Bytes::small(slice).unwrap_or_else(|| {
-            let bytes = slice.to_vec();
-            Bytes::Large(Box::new(Large { bytes, skip: 0 }))
-        })
-    }
-
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        match self {
-            Bytes::Small { len, bytes } => &bytes[..usize::from(*len)],
-            Bytes::Large(large) => &large.bytes[large.skip..],
-        }
-    }
-}
-
-/// How an item ended.
+/// How an item ended. Sixteen bytes, because every pending future has room for one.
 #[derive(Debug)]
 pub(crate) enum Raw {
-    Answer { flavor: u8, bytes: Bytes },
+    /// An answer of few bytes.
+    Short {
+        flavor: u8,
+        len: u8,
+        bytes: [u8; SHORT_BYTES],
+    },
+    /// An answer of more.
+    Long {
+        flavor: u8,
+        bytes: Box<Large>,
+    },
     Cancelled,
     Lost(Box<Loss>),
-    Broken(Breakage),
+    Broken(Box<Breakage>),
 }
+
+const _: () = assert!(size_of::<Raw>() == 16);
 
 impl Raw {
     pub(crate) fn new(end: End<'_>) -> Raw {
         match end {
-            End::Answer { flavor, bytes } => Raw::Answer {
-                flavor,
-                bytes: Bytes::new(bytes),
-            },
+            End::Answer { flavor, bytes } => Raw::of(flavor, bytes),
             End::Cancelled => Raw::Cancelled,
             End::Lost(loss) => Raw::Lost(Box::new(loss)),
-            End::Broken(breakage) => Raw::Broken(breakage),
+            End::Broken(breakage) => Raw::Broken(Box::new(breakage)),
         }
     }
 
-    /// An answer, copied.
-    pub(crate) fn answer(flavor: u8, bytes: &[u8]) -> Raw {
-        Raw::Answer {
+    fn of(flavor: u8, answer: AnswerBytes<'_>) -> Raw {
+        Raw::short(flavor, answer.as_slice()).unwrap_or_else(|| {
+            let (bytes, skip) = answer.into_owned();
+            let bytes = Box::new(Large { bytes, skip });
+            Raw::Long { flavor, bytes }
+        })
+    }
+
+    fn short(flavor: u8, answer: &[u8]) -> Option<Raw> {
+        let mut bytes = [0; SHORT_BYTES];
+        bytes.get_mut(..answer.len())?.copy_from_slice(answer);
+        Some(Raw::Short {
             flavor,
-            bytes: Bytes::copy(bytes),
+            len: answer.len() as u8,
+            bytes,
+        })
+    }
+
+    /// An answer, copied.
+    pub(crate) fn answer(flavor: u8, answer: &[u8]) -> Raw {
+        Raw::short(flavor, answer).unwrap_or_else(|| {
+            let bytes = Box::new(Large {
+                bytes: answer.to_vec(),
+                skip: 0,
+            });
+            Raw::Long { flavor, bytes }
+        })
+    }
+
+    /// Flavor and bytes, if it is an answer.
+    fn as_answer(&self) -> Option<(u8, &[u8])> {
+        match self {
+            Raw::Short { flavor, len, bytes } => Some((*flavor, &bytes[..usize::from(*len)])),
+            Raw::Long { flavor, bytes } => Some((*flavor, &bytes.bytes[bytes.skip..])),
+            Raw::Cancelled | Raw::Lost(_) | Raw::Broken(_) => None,
         }
     }
 
     /// The same end again; an answer, which belongs to one item only, is none of those that it is asked of.
     pub(crate) fn again(&self) -> Raw {
         match self {
-            Raw::Answer { .. } | Raw::Cancelled => Raw::Cancelled,
+            Raw::Short { .. } | Raw::Long { .. } | Raw::Cancelled => Raw::Cancelled,
             Raw::Lost(loss) => Raw::Lost(loss.clone()),
-            Raw::Broken(breakage) => Raw::Broken(*breakage),
+            Raw::Broken(breakage) => Raw::Broken(breakage.clone()),
         }
     }
 
     /// Whether the function returned: a flag on the wire, so nothing is unpickled to know it (rule 9).
     pub(crate) fn is_success(&self) -> bool {
-        matches!(
-            self,
-            Raw::Answer {
-                flavor: flavor::RETURNED,
-                ..
-            }
-        )
+        self.as_answer()
+            .is_some_and(|(flavor, _)| flavor == flavor::RETURNED)
     }
 
     /// The value, or the exception to raise. `name` is what was running, for messages.
@@ -119,22 +117,21 @@ impl Raw {
         breakage: impl FnOnce(Breakage) -> PyErr,
     ) -> Result<Py<PyAny>, Py<PyAny>> {
         let opened = match self {
-            Raw::Answer {
-                flavor: flavor::RETURNED,
-                bytes,
-            } => match codec::decode(py, bytes.as_slice()) {
-                Ok(value) => return Ok(value.unbind()),
-                Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => Err(error),
-                Err(error) => unreadable(py, name, error),
-            },
-            Raw::Answer {
-                flavor: flavor::RAISED,
-                bytes,
-            } => raised(py, bytes.as_slice()),
-            Raw::Answer { bytes, .. } => unsendable(py, bytes.as_slice()),
             Raw::Cancelled => Err(cancelled_error(py)),
             Raw::Lost(loss) => worker_lost(py, loss, name),
-            Raw::Broken(reason) => Err(breakage(*reason)),
+            Raw::Broken(reason) => Err(breakage(**reason)),
+            Raw::Short { .. } | Raw::Long { .. } => {
+                let (flavor, bytes) = self.as_answer().unwrap_or_default();
+                match flavor {
+                    flavor::RETURNED => match codec::decode(py, bytes) {
+                        Ok(value) => return Ok(value.unbind()),
+                        Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => Err(error),
+                        Err(error) => unreadable(py, name, error),
+                    },
+                    flavor::RAISED => raised(py, bytes),
+                    _ => unsendable(py, bytes),
+                }
+            }
         };
         Err(match opened {
             Ok(exception) => exception,

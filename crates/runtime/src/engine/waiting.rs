@@ -34,11 +34,14 @@ use std::time::{Duration, Instant};
 const SPIN_FREE_NS: u64 = 100_000;
 pub(super) const SPIN_CROWDED_NS: u64 = 20_000;
 
+/// Where no core is free, nobody polls for tasks that take at least this long.
+const LONG_NS: u64 = 200_000;
+
 /// Polls before the first yield (about a microsecond), and from one yield to the next.
 const POLLS: u32 = 64;
 
 /// A waiting thread is woken by single answers at most once in this time.
-const STEP_NS: u64 = 1_000_000;
+const STEP_NS: u64 = 2_000_000;
 
 /// A thread that is kept busy by others' answers looks at least this often whether a signal has come.
 const SIGNALS_NS: u64 = 30_000_000;
@@ -341,7 +344,7 @@ impl<C: Client> Engine<C> {
         patience: &mut Patience,
         ready: impl Fn() -> bool,
     ) -> Attended {
-        let Some((signals, crowded)) = self.begin_to_attend() else {
+        let Some((signals, budget_ns)) = self.begin_to_attend() else {
             return Attended::Taken;
         };
         // What `ready` looks at may have a lock, which must be free in the moment of a fork.
@@ -349,7 +352,7 @@ impl<C: Client> Engine<C> {
             let _gate = lock(&GATE);
             ready()
         };
-        let attended = self.attend_led(&signals.waiter, crowded, deadline, patience, &ready);
+        let attended = self.attend_led(&signals.waiter, budget_ns, deadline, patience, &ready);
         self.led(|state| {
             state.floor.care.listener = Listener::Keeper;
             self.attended.store(false, Ordering::SeqCst);
@@ -371,7 +374,7 @@ impl<C: Client> Engine<C> {
         result
     }
 
-    fn begin_to_attend(&self) -> Option<(std::sync::Arc<Signals>, bool)> {
+    fn begin_to_attend(&self) -> Option<(std::sync::Arc<Signals>, u64)> {
         self.led(|state| {
             if state.floor.care.listener == Listener::Waiter || state.floor.links.is_empty() {
                 return None;
@@ -381,24 +384,25 @@ impl<C: Client> Engine<C> {
             state.floor.care.listener = Listener::Waiter;
             self.attended.store(true, Ordering::SeqCst);
             state.read_all(self);
-            Some((signals, state.scheduler.busy_workers() >= cores()))
+            let crowded = state.scheduler.busy_workers() >= cores();
+            let budget_ns = match (crowded, state.scheduler.runs_long(LONG_NS)) {
+                (false, _) => SPIN_FREE_NS,
+                (true, false) => SPIN_CROWDED_NS,
+                (true, true) => 0,
+            };
+            Some((signals, budget_ns))
         })
     }
 
     fn attend_led(
         &self,
         signal: &OwnedFd,
-        crowded: bool,
+        budget_ns: u64,
         deadline: Option<Instant>,
         patience: &mut Patience,
         ready: &impl Fn() -> bool,
     ) -> Attended {
         if patience.step == Step::Poll {
-            let budget_ns = if crowded {
-                SPIN_CROWDED_NS
-            } else {
-                SPIN_FREE_NS
-            };
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let left_ns = left.map_or(u128::MAX, |left| left.as_nanos());
             if self.poll(
