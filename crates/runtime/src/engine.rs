@@ -1112,9 +1112,12 @@ impl<C: Client> State<C> {
         sane = sane && self.settle_run(engine, worker, &mut run);
         run.clear();
         self.floor.run = run;
-        let flushed = link.flush();
+        let broken = read.is_err() || link.flush().is_err() || !sane;
+        if broken {
+            link.give_up();
+        }
         self.floor.links.insert(worker, link);
-        if read.is_err() || flushed.is_err() || !sane {
+        if broken {
             // What it wrote is input; it is not one of ours any more (invariant 7).
             self.scheduler.kill(worker);
         }

@@ -63,6 +63,8 @@ pub(crate) struct Link {
     wanted_signal: Option<Signal>,
     /// The number of the last piece sent.
     last_seq: u64,
+    /// What it wrote made no sense: nothing is read or written any more.
+    given_up: bool,
 }
 
 impl Link {
@@ -81,6 +83,7 @@ impl Link {
             dead_by: None,
             wanted_signal: None,
             last_seq: 0,
+            given_up: false,
         })
     }
 
@@ -200,7 +203,7 @@ impl Link {
 
     /// Moves as much as fits into the ring.
     pub(crate) fn flush(&mut self) -> Result<(), Corrupt> {
-        if self.pid.is_none() {
+        if self.pid.is_none() || self.given_up {
             return Ok(());
         }
         let mut announced = false;
@@ -248,7 +251,7 @@ impl Link {
     ) -> Result<bool, Corrupt> {
         let mut any = false;
         // In batches, so that the worker gets room back while we go on reading.
-        while self.end.has_answers() {
+        while !self.given_up && self.end.has_answers() {
             let popped = self
                 .assembler
                 .pop_batch(&mut self.end.answers, 512, &mut each);
@@ -274,7 +277,13 @@ impl Link {
     pub(crate) fn is_busy(&mut self) -> bool {
         // A corrupt ring shows when it is read.
         let _ = self.flush();
-        self.end.has_answers()
+        !self.given_up && self.end.has_answers()
+    }
+
+    /// The worker does not keep to the protocol, and will be killed: its rings hold nothing any more.
+    pub(crate) fn give_up(&mut self) {
+        self.given_up = true;
+        self.outbox.clear();
     }
 
     pub(crate) fn awake(&mut self) {
@@ -290,7 +299,7 @@ impl Link {
 
     /// Whether the worker has said something, or there may be room for what waits for it.
     pub(crate) fn has_news(&self) -> bool {
-        self.end.has_answers() || !self.outbox.is_empty()
+        !self.given_up && (self.end.has_answers() || !self.outbox.is_empty())
     }
 
     pub(crate) fn revoke(&self, seq: PieceSeq) -> Option<Claim> {
