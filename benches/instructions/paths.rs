@@ -174,6 +174,7 @@ impl Engine {
             chunk_items: None,
             items,
             closed,
+            pace: None,
         };
         self.scheduler.open(&spec).expect("open for work")
     }
