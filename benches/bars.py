@@ -29,7 +29,7 @@ class Bar:
     engine: str = "rightlane process"
     peer: str = ""
     beside: str = ""
-    """An engine whose value is told beside ours, because it says what the machine had to give."""
+    """An engine whose value says what the machine had to give: ours counts in percent of it."""
 
     def measured(self, medians: Mapping[str, Mapping[str, Mapping[str, float]]]) -> float | None:
         """In the bar's unit, from the medians by case, engine and key; None where there are none."""
@@ -37,6 +37,9 @@ class Bar:
         own = engines.get(self.engine)
         if own is None:
             return None
+        given = engines.get(self.beside)
+        if given is not None:
+            return 100 * own[self.key] / given[self.key]
         if not self.peer:
             return own[self.key] * SCALES[self.unit]
         other = engines.get(self.peer)
@@ -47,7 +50,7 @@ class Bar:
 
     def told_beside(self, medians: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         other = medians.get(self.case, {}).get(self.beside)
-        return f" ({self.beside}: {self.shown(other[self.key])})" if other else ""
+        return f" ({self.beside}: {self.shown(other[self.key])} of the nominal)" if other else ""
 
     def met(self, value: float) -> bool:
         return value >= self.limit if self.at_least else value <= self.limit
@@ -63,10 +66,18 @@ _POOL = "multiprocessing.Pool"
 _TPE = "ThreadPoolExecutor"
 
 BARS = [
-    Bar(
-        "share of two cores, tasks of 0.1 ms", "share-0.1ms", "share_percent", 90, "%", True, beside="no pool"
+    *(
+        Bar(
+            f"share of what two bare processes get of two cores, tasks of {size}",
+            f"share-{size.replace(' ', '')}",
+            "share_percent",
+            90,
+            "%",
+            True,
+            beside="no pool",
+        )
+        for size in ("0.1 ms", "1 ms")
     ),
-    Bar("share of two cores, tasks of 1 ms", "share-1ms", "share_percent", 90, "%", True, beside="no pool"),
     Bar(f"600 × 1 ms, of {_PPE}'s time", "cpu-1ms", "total_s", 0.75, "times", peer=_PPE),
     Bar("CPU of the waiting parent, of one core", "parent-cpu", "core_percent", 2.5, "%"),
     *(
