@@ -11,8 +11,6 @@ import pytest
 
 from support import Start, Started
 
-pytestmark = pytest.mark.stress
-
 # What the test's packages have in common. They tell by themselves where they are imported: the template leads
 # a session, a worker has a second thread, and a rehearsal is the template's child with one thread.
 PACKAGE = """
@@ -72,6 +70,7 @@ def run(start: Start, site: Path, source: str) -> Started:
     return start(text, site, env={"PYTHONPATH": f"{tests}:{site}"})
 
 
+@pytest.mark.stress
 def test_later_workers_have_what_earlier_ones_imported(start: Start, tmp_path: Path) -> None:
     """rule 19: of every executor; and a new template learns it again."""
     run(
@@ -132,12 +131,12 @@ def test_a_package_comes_with_the_modules_that_were_used(start: Start, tmp_path:
         ("raise RuntimeError", "rehearsal"),
         ("time.sleep(1.01)", "rehearsal"),
         ("time.sleep(1000)", "rehearsal"),
-        ("os._exit(3)", "rehearsal"),
+        pytest.param("os._exit(3)", "rehearsal", marks=pytest.mark.stress),
         ("os.environ['RIGHTLANE_TEST_LEFT'] = '1'", "rehearsal"),
         (LEAVE_A_THREAD, "template"),
         ("raise RuntimeError", "template"),
         ("time.sleep(1.01)", "template"),
-        ("os._exit(3)", "template"),
+        pytest.param("os._exit(3)", "template", marks=pytest.mark.stress),
         ("os.kill(os.getpid(), 9)", "template"),
     ],
 )
@@ -181,6 +180,7 @@ def test_what_does_harm_is_never_preloaded_again(start: Start, tmp_path: Path, h
     ).succeeds()
 
 
+@pytest.mark.stress
 def test_nobody_waits_for_a_rehearsal(start: Start, tmp_path: Path) -> None:
     """rule 19: a worker is forked while something is being imported."""
     names = [f"slow{i}" for i in range(5)]
@@ -203,6 +203,7 @@ def test_nobody_waits_for_a_rehearsal(start: Start, tmp_path: Path) -> None:
     ).succeeds()
 
 
+@pytest.mark.stress
 def test_an_end_of_the_program_does_not_wait_for_a_rehearsal(start: Start, tmp_path: Path) -> None:
     """rule 19: what it started is gone as well."""
     harm = "import subprocess\nif ROLE == 'rehearsal': subprocess.run(['sleep', '1000'])"
