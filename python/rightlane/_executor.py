@@ -9,8 +9,9 @@ import threading
 from concurrent.futures import thread as _thread_pool
 
 # Imported here, with the user's own import, and not by the first call in some thread: a fork of the
-# process in the middle of an import would leave the child waiting for it.
-from rightlane import _byvalue, _future, _native, _world
+# process in the middle of an import would leave the child waiting for it. What pickles functions is imported
+# by the first executor that may need it, while the template starts on another core.
+from rightlane import _future, _native, _world
 
 TYPE_CHECKING = False  # nothing here needs `typing` at run time, and its import takes two milliseconds
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class ExecutorView(concurrent.futures.Executor):
         lane = self._lane if lane is None else _lane(lane)
         if lane in ("auto", "process"):
             _prepare_template()
+            _import_pickling()
         return ExecutorView(self._engine, lane)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill: bool = False) -> None:
@@ -237,6 +239,8 @@ class Executor(ExecutorView):
             _prepare_template()
         name = thread_name_prefix or f"rightlane-{_next_number()}"
         engine = _native.Engine(workers, processes, initializer, tuple(initargs), name)
+        if processes:
+            _import_pickling()
         super().__init__(engine, lane)
         self._max_workers = workers
 
@@ -327,6 +331,12 @@ def _prepare_template() -> None:
         _prepared = True
 
 
+def _import_pickling() -> None:
+    from rightlane import _byvalue
+
+    assert _byvalue is not None
+
+
 def _join(engine: _native.Engine) -> None:
     current = threading.current_thread()
     for thread in engine.threads():
@@ -367,7 +377,7 @@ def _name_open_tasks(engine: _native.Engine) -> None:
 
 # Registered after the standard library's own hook, hence run before it: lane threads may use its pools
 # until they end.
-assert _thread_pool is not None and _byvalue is not None and _future is not None
+assert _thread_pool is not None and _future is not None
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
 os.register_at_fork(
     before=_native.before_fork,

@@ -203,6 +203,37 @@ def test_nobody_waits_for_a_rehearsal(start: Start, tmp_path: Path) -> None:
     ).succeeds()
 
 
+def test_rehearsals_leave_the_cores_to_busy_workers(start: Start, tmp_path: Path) -> None:
+    """rule 19: at most one step a second while the pool computes; all of them when it rests."""
+    names = [f"part{i}" for i in range(6)]
+    run(
+        start,
+        installed(tmp_path, **dict.fromkeys(names, "")),
+        """
+        busy = rl.Executor(1, lane="process")
+        stop = os.path.join(sys.argv[1], "stop")
+        def burn():
+            while not os.path.exists(stop):
+                sum(range(10_000))
+        burning = busy.submit(burn)
+        eventually(burning.running)
+        names = [f"part{i}" for i in range(6)]
+        rehearsed = lambda: sum(len(imports(name, "rehearsal")) for name in names)
+        begun = time.monotonic()
+        try:
+            for name in names:
+                keep.submit(lambda name=name: visit(name)).result()
+            eventually(rehearsed)
+            assert rehearsed() <= 1 + (time.monotonic() - begun), "more than one in a second"
+        finally:
+            open(stop, "w").close()
+        eventually(lambda: rehearsed() == len(names))
+        burning.result()
+        busy.shutdown()
+        """,
+    ).succeeds()
+
+
 @pytest.mark.stress
 def test_an_end_of_the_program_does_not_wait_for_a_rehearsal(start: Start, tmp_path: Path) -> None:
     """rule 19: what it started is gone as well."""

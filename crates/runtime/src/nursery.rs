@@ -4,13 +4,13 @@
 //! It is single-threaded and mostly asleep. Three descriptors wake it: the engine's socket, a pidfd of
 //! the engine (not the socket's end: a fork of the user's process may hold that open, rule 13) and a
 //! signal descriptor for children that ended. It is ready with as little imported as a first task needs;
-//! the rest follows, once, step by step, when nobody asks for anything; and then what workers came to need.
-//! That is rehearsed first, in a child made for it: what an import does to a process shows there, and neither
+//! the rest follows, once, step by step, when nobody asks for anything and the workers leave a core for it; and
+//! then what workers came to need. That is rehearsed first, in a child made for it: what an import does to a process shows there, and neither
 //! the template nor anybody who wants a worker pays for it (rule 19).
 
 use crate::sys::process::{
-    adopt, child_signal_fd, close_descriptors, close_now, empty_mask, ended_child, exit_now, reap,
-    reset_signals,
+    adopt, child_signal_fd, close_descriptors, close_now, cpu_ns, empty_mask, ended_child,
+    exit_now, reap, reset_signals,
 };
 use crate::template::{receive, send};
 use crate::wire::{FromTemplate, ToTemplate};
@@ -72,10 +72,55 @@ const REHEARSAL_NS: u64 = 1_250_000_000;
 
 /// How long nothing must be asked of the template before it warms up: whoever makes an executor often
 /// wants workers in the next moment, and should not wait for that.
-const SETTLED: rustix::event::Timespec = rustix::event::Timespec {
-    tv_sec: 0,
-    tv_nsec: 5_000_000,
-};
+const SETTLED_NS: u64 = 5_000_000;
+
+/// How long the workers are watched, at the least, to say whether they leave a core to others.
+const WATCHED_NS: u64 = 4_000_000;
+
+/// Watched less and less often, while they do not.
+const MOST_PATIENCE_NS: u64 = 320_000_000;
+
+/// One step a second is taken all the same: it costs about a percent of a core, and a pool that never rests
+/// replaces workers, too.
+const HURRY_NS: u64 = 1_000_000_000;
+
+/// What the workers do with the cores, as far as the template has to know: its own work can wait.
+#[derive(Debug, Default)]
+struct Leisure {
+    watched_at: Moment,
+    ran_ns: u64,
+    busy: bool,
+    /// The last step, or when there came to be something to do.
+    stepped_at: Moment,
+}
+
+impl Leisure {
+    /// Begins to watch anew.
+    fn watch<'a>(&mut self, workers: impl Iterator<Item = &'a i32>) {
+        self.watched_at = crate::sys::now();
+        self.ran_ns = ran_ns(workers);
+    }
+
+    /// Whether there is a core for a step, or it has been put off for long enough.
+    fn is_there<'a>(&mut self, workers: impl Iterator<Item = &'a i32>) -> bool {
+        let now = crate::sys::now();
+        let watched_ns = now.0.saturating_sub(self.watched_at.0);
+        if watched_ns >= WATCHED_NS {
+            let before_ns = self.ran_ns;
+            self.watch(workers);
+            self.busy = self.ran_ns.saturating_sub(before_ns) > watched_ns / 10;
+        }
+        let is_there = !self.busy || now.0.saturating_sub(self.stepped_at.0) >= HURRY_NS;
+        if is_there {
+            self.stepped_at = now;
+        }
+        is_there
+    }
+}
+
+fn ran_ns<'a>(workers: impl Iterator<Item = &'a i32>) -> u64 {
+    workers.filter_map(|pid| cpu_ns(*pid)).sum()
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -87,6 +132,7 @@ pub struct Nursery {
     workers: HashMap<i32, OwnedFd>,
     lessons: VecDeque<Lesson>,
     rehearsal: Option<Rehearsal>,
+    leisure: Leisure,
 }
 
 impl Nursery {
@@ -109,6 +155,10 @@ impl Nursery {
             workers: HashMap::new(),
             lessons: VecDeque::new(),
             rehearsal: None,
+            leisure: Leisure {
+                stepped_at: crate::sys::now(),
+                ..Leisure::default()
+            },
         })
     }
 
@@ -118,7 +168,7 @@ impl Nursery {
         self.tell(FromTemplate::Ready, &[]);
         let mut connected = true;
         let mut warm = false;
-        let mut quiet = SETTLED;
+        let mut quiet_ns = SETTLED_NS;
         loop {
             // A socket that has come to its end says nothing: whether the engine lives, its pidfd says,
             // which may be a moment later.
@@ -133,9 +183,10 @@ impl Nursery {
                 PollFd::new(&self.socket, listen),
             ];
             let watched = if connected { 3 } else { 2 };
+            let prepares = !warm || !self.lessons.is_empty();
             let patience = match &self.rehearsal {
                 Some(rehearsal) => rehearsal.until.map(until),
-                None => (!warm || !self.lessons.is_empty()).then_some(quiet),
+                None => prepares.then(|| until(crate::sys::now().after_ns(quiet_ns))),
             };
             match poll(&mut fds[..watched], patience.as_ref()) {
                 Ok(0) => {
@@ -144,15 +195,23 @@ impl Nursery {
                             rehearsal.until = None;
                             rehearsal.kill();
                         }
+                    } else if !self.leisure.is_there(self.workers.keys()) {
+                        quiet_ns = (2 * quiet_ns).clamp(SETTLED_NS, MOST_PATIENCE_NS);
                     } else if warm {
                         self.study(interpreter);
+                        quiet_ns = 0;
                     } else {
                         warm = !interpreter.warm_up();
+                        quiet_ns = 0;
                     }
-                    quiet = rustix::event::Timespec::default();
                     continue;
                 }
-                Ok(_) => quiet = SETTLED,
+                Ok(_) => {
+                    quiet_ns = SETTLED_NS;
+                    if prepares {
+                        self.leisure.watch(self.workers.keys());
+                    }
+                }
                 Err(_) => continue,
             }
             let woken = |at: usize| !fds[at].revents().is_empty();
@@ -217,6 +276,9 @@ impl Nursery {
                 Served::On
             }
             Ok(ToTemplate::Learn { lesson, what }) => {
+                if self.lessons.is_empty() {
+                    self.leisure.stepped_at = crate::sys::now();
+                }
                 self.lessons.push_back(Lesson {
                     id: lesson,
                     what,
