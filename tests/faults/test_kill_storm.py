@@ -13,7 +13,7 @@ pytestmark = pytest.mark.stress
 
 # The killer spares workers that never ran a task when its last victim was such a one too: three failed boots
 # in a row are meant to break a pool, and that is not what is tested here. Its pause is the load, not a
-# synchronisation. A victim may end by itself first: the template also forks rehearsals of imports, for milliseconds.
+# synchronisation. A victim may end by itself first: the template also forks rehearsals of imports.
 STORM = """
     import contextlib, json, os, random, signal, sys, threading, time
     from concurrent.futures import ThreadPoolExecutor
