@@ -61,6 +61,19 @@ def pool(make: Callable[..., rl.Executor]) -> rl.Executor:
 
 
 @pytest.fixture
+def shared() -> Iterator[None]:
+    """The executors of `rl.submit` and `rl.map` are new ones for this test, and end with it."""
+    from rightlane import _executor, _shared
+
+    yield
+    while _shared._levels:
+        _, one = _shared._levels.popitem()
+        one.engine.close(True, True)
+        assert one.engine.wait_drained(60)
+        _executor._join(one.engine)
+
+
+@pytest.fixture
 def gate(tmp_path: Path, make: object) -> Iterator[Gate]:
     """A gate that is opened before the executors are ended, so that no held thread outlives its test."""
     gate = Gate(tmp_path)

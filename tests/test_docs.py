@@ -39,7 +39,7 @@ def names_with_examples() -> list[str]:
     """The public names, and their public methods, that have examples in their docstrings."""
     finder = doctest.DocTestFinder(exclude_empty=True)
     names = []
-    for name in ["", *rightlane.__all__]:
+    for name in ["", "map", *rightlane.__all__]:
         target = getattr(rightlane, name) if name else rightlane
         # The module's own docstring only: what it holds comes under its own name.
         documented = [target.__doc__] if not name else [test.docstring for test in finder.find(target, name)]

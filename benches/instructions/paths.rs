@@ -226,10 +226,7 @@ impl Engine {
 /// An engine whose workers are up.
 fn engine() -> Engine {
     let mut engine = Engine {
-        scheduler: Scheduler::new(Config {
-            max_slots: WORKERS,
-            prefetch: 1,
-        }),
+        scheduler: Scheduler::new(Config::new(WORKERS, 1)),
         sent: VecDeque::with_capacity(64),
         spare: Vec::with_capacity(64),
         calls_done: 0,

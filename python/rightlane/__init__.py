@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rightlane._executor import Executor as Executor
     from rightlane._executor import ExecutorView as ExecutorView
     from rightlane._future import Future as Future
+    from rightlane._shared import map as map
+    from rightlane._shared import submit as submit
 
 __all__ = [
     "BrokenExecutor",
@@ -41,7 +43,8 @@ __all__ = [
     "WorkerLost",
     "__version__",
     "compare",
-]
+    "submit",
+]  # and `map`, which is left out so that `import *` does not hide the built-in one
 
 __version__ = "0.1.0"
 
@@ -57,6 +60,8 @@ _HOME = {
     "SerializationError": "_errors",
     "WorkerLost": "_errors",
     "compare": "_compare",
+    "map": "_shared",
+    "submit": "_shared",
 }
 
 
@@ -71,4 +76,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOME, *__all__})

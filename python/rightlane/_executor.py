@@ -29,6 +29,7 @@ __all__ = ["Executor", "ExecutorView"]
 
 _LANES = ("auto", "process", "thread", "inline")
 _MOST_WORKERS = 4096
+_NO_LIMIT = 2**63  # more tasks than any worker will see
 _EXIT_PATIENCE_S = 5.0
 
 
@@ -183,7 +184,8 @@ class Executor(ExecutorView):
     ----------
     max_workers : int, optional
         A hard cap on started, unfinished tasks, over all lanes. Default: the CPU budget (affinity and control
-        group quota, rounded up); for lane "thread", `min(32, budget + 4)`. Inline tasks take no worker.
+        group quota, rounded up); for lane "thread", `min(32, budget + 4)`; inside a task of another executor,
+        1. Inline tasks take no worker.
     lane : {"auto", "process", "thread", "inline"}
         Where tasks run. "process": in worker processes. "thread": in threads of this process. "inline": in
         the caller, during `submit`. "auto" (the default): in worker processes; in a thread what cannot be
@@ -193,6 +195,10 @@ class Executor(ExecutorView):
         raises, the executor is broken.
     initargs : tuple
         Its arguments.
+    max_tasks_per_child : int, optional
+        How many tasks one worker process runs, at least 1; then it ends in good order (`atexit` handlers run,
+        threads are joined) and another takes its place. Items of a map count one by one, however they travel.
+        Default: no limit. Threads and inline tasks know none.
     thread_name_prefix : str
         Names of lane threads begin with it.
 
@@ -226,6 +232,7 @@ class Executor(ExecutorView):
         lane: Lane = "auto",
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        max_tasks_per_child: int | None = None,
         thread_name_prefix: str = "",
     ) -> None:
         lane = _lane(lane)
@@ -234,11 +241,13 @@ class Executor(ExecutorView):
         if not isinstance(thread_name_prefix, str):
             raise TypeError(f"thread_name_prefix must be a str, not {type(thread_name_prefix).__name__}")
         workers = _default_workers(lane) if max_workers is None else _workers(max_workers)
+        _at_least_one("max_tasks_per_child", max_tasks_per_child)
+        tasks = None if max_tasks_per_child is None else min(int(max_tasks_per_child), _NO_LIMIT)
         processes = lane in ("auto", "process")
         if processes:
             _prepare_template()
         name = thread_name_prefix or f"rightlane-{_next_number()}"
-        engine = _native.Engine(workers, processes, initializer, tuple(initargs), name)
+        engine = _native.Engine(workers, processes, initializer, tuple(initargs), name, tasks)
         if processes:
             _import_pickling()
         super().__init__(engine, lane)
@@ -295,6 +304,9 @@ def _workers(max_workers: object) -> int:
 
 
 def _default_workers(lane: Lane) -> int:
+    in_task, _ = _native.nesting()
+    if in_task:
+        return 1  # the executor that runs the task has the budget already
     budget = _native.cpu_budget()[2]
     return min(32, budget + 4) if lane == "thread" else budget
 

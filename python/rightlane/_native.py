@@ -16,11 +16,13 @@ from rightlane._core import (
     cli_main,
     compare,
     cpu_budget,
+    nesting,
     retire_completions,
     serve_template,
     serve_worker,
     set_template_program,
     stop_completions,
+    umask,
     want_site,
 )
 
@@ -38,10 +40,12 @@ __all__ = [
     "cli_main",
     "compare",
     "cpu_budget",
+    "nesting",
     "retire_completions",
     "serve_template",
     "serve_worker",
     "set_template_program",
     "stop_completions",
+    "umask",
     "want_site",
 ]

@@ -254,7 +254,7 @@ def _apply_directory(cwd: bytes) -> None:
         here = posix.getcwdb()
     except FileNotFoundError:
         here = b""
-    if cwd and here != cwd:
+    if here != cwd:  # an empty one cannot be entered either
         try:
             posix.chdir(cwd)
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 import rightlane as rl
-from support import Start, eventually
+from support import Start, alive, eventually
 
 
 def test_a_callable_that_has_every_attribute(make: Callable[..., rl.Executor]) -> None:
@@ -92,12 +93,13 @@ def test_two_threads_fork_at_once(start: Start) -> None:
 def test_a_retirement_that_a_thread_began_is_bounded(make: Callable[..., rl.Executor]) -> None:
     """rule 22: the deadline holds whoever ended the last call; a stuck thread does not keep it."""
     executor = make(lane="process")
-    executor.submit(leave_a_thread_behind).result(60)
+    worker = executor.submit(leave_a_thread_behind).result(60)
     last = executor.options(lane="thread").submit(time.sleep, 0.2)
     executor.shutdown(wait=False)
     last.result(60)
-    eventually(lambda: not executor._engine.worker_pids(), timeout=30)
+    eventually(lambda: not alive(worker), timeout=30)
 
 
-def leave_a_thread_behind() -> None:
+def leave_a_thread_behind() -> int:
     threading.Thread(target=time.sleep, args=(600,)).start()
+    return os.getpid()

@@ -38,6 +38,13 @@ def maps(ex: rl.Executor) -> None:
     ex.map(length, ["a"], chunk=3)  # type: ignore[call-arg]
 
 
+def shared() -> None:
+    assert_type(rl.submit(length, "x", base=2), rl.Future[int])
+    assert_type(rl.map(area, [1.0], (2.0,), timeout=3, chunksize=10, buffersize=5), Iterator[float])
+    rl.submit(length, 3)  # type: ignore[arg-type]
+    rl.map(length, ["a"], chunk=3)  # type: ignore[call-arg]
+
+
 def views(ex: rl.Executor) -> None:
     view = ex.options(lane="thread")
     assert_type(view.submit(area, 1, 2), rl.Future[float])
@@ -48,6 +55,8 @@ def views(ex: rl.Executor) -> None:
 
 def construct() -> None:
     rl.Executor(4, lane="process", initializer=print, initargs=("x",), thread_name_prefix="t")
+    rl.Executor(4, lane="process", max_tasks_per_child=10)
+    rl.Executor(4, lane="process", max_tasks_per_child="10")  # type: ignore[arg-type]
     rl.Executor(None, lane="inline").shutdown(wait=False, cancel_futures=True, kill=True)
     rl.Executor("4")  # type: ignore[arg-type]
     rl.Executor(lane="fast")  # type: ignore[arg-type]

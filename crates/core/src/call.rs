@@ -7,6 +7,7 @@
 
 use crate::batch::{Pace, Sizer};
 use crate::event::Lane;
+use crate::ids::WorldId;
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
@@ -28,6 +29,8 @@ pub struct CallSpec {
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) lane: Lane,
+    /// The caller's world at the call: only workers of it run its items.
+    pub(crate) world: WorldId,
     pub(crate) sizer: Sizer,
     /// Items known so far.
     pub(crate) items: u64,
@@ -49,10 +52,11 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    pub(crate) fn new(spec: &CallSpec) -> Call {
+    pub(crate) fn new(spec: &CallSpec, world: WorldId) -> Call {
         let sizer = Sizer::new(spec.chunk_items);
         Call {
             lane: spec.lane,
+            world,
             sizer: match spec.pace {
                 Some(pace) => sizer.with_pace(pace),
                 None => sizer,
@@ -93,8 +97,13 @@ impl Call {
     }
 
     /// Cuts the next piece: at most `most` items, contiguous, earliest first. `fit` may shorten it.
-    pub(crate) fn cut(&mut self, slots: u64, fit: impl FnOnce(&Range<u64>) -> u64) -> Range<u64> {
-        let size = self.sizer.next(self.waiting(), slots);
+    pub(crate) fn cut(
+        &mut self,
+        slots: u64,
+        most: u64,
+        fit: impl FnOnce(&Range<u64>) -> u64,
+    ) -> Range<u64> {
+        let size = self.sizer.next(self.waiting(), slots).min(most);
         let (start, end) = match self.returned.front() {
             Some(range) => (range.start, range.end),
             None => (self.next, self.items),

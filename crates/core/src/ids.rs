@@ -16,6 +16,10 @@ pub struct WorkerId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PieceSeq(pub u64);
 
+/// One world of the caller's (directory, environment and so on), in which workers are forked (rule 20).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorldId(pub u32);
+
 impl PieceSeq {
     /// The number after this one.
     pub fn next(self) -> PieceSeq {

@@ -4,7 +4,7 @@
 //! passed in, effects come out. Whatever it decides can be replayed, tested without processes or
 //! sleeps, and asked for in words.
 //!
-//! * [`ids`]: calls, workers, pieces, moments.
+//! * [`ids`]: calls, workers, pieces, worlds, moments.
 //! * [`event`]: what can happen ([`Event`]) and what can be decided ([`Action`]).
 //! * [`batch`]: how many items travel together, by measured time.
 //! * [`scheduler`]: the reactor: queue, dispatch, worker life cycle, supervision.
@@ -23,6 +23,6 @@ mod worker;
 pub use batch::Pace;
 pub use call::CallSpec;
 pub use event::{Action, Breakage, Claim, Event, Exit, Lane, Verdict};
-pub use ids::{CallId, Moment, PieceSeq, WorkerId};
+pub use ids::{CallId, Moment, PieceSeq, WorkerId, WorldId};
 pub use scheduler::{Cancel, Config, Port, Refused, Scheduler, Unexpected};
 pub use worker::{RETIRE_NS, TERMINATE_NS};

@@ -10,14 +10,19 @@
 //! reverse. What comes back from a worker goes before all that was never sent. Fair share between calls
 //! will change `dispatch` and nothing else.
 //!
+//! A call belongs to the caller's world at the time of the call, a worker to the one it was forked in, and the
+//! first runs only on the second. What makes a worker end while the executor goes on: it has been sent as
+//! many items as one may run, it has been idle for long, or it is idle and its place is needed for a worker
+//! of another world.
+//!
 //! What happens once for each item, piece or call costs the same however many of them are pending, and
 //! at most the logarithm of the number of workers.
 
 use crate::batch::{Pace, TARGET_NS};
 use crate::call::{Call, CallSpec};
 use crate::event::{Action, Breakage, Claim, Event, Exit, Lane, Verdict};
-use crate::ids::{CallId, IdMap, Moment, PieceSeq, WorkerId};
-use crate::worker::{Overdue, Phase, Piece, Worker};
+use crate::ids::{CallId, IdMap, Moment, PieceSeq, WorkerId, WorldId};
+use crate::worker::{Load, Overdue, Phase, Piece, Worker};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
@@ -38,6 +43,22 @@ pub struct Config {
     pub max_slots: u32,
     /// How many pieces may wait in a busy worker's ring beyond the running one.
     pub prefetch: u32,
+    /// How many items one worker may run.
+    pub items_per_worker: Option<u64>,
+    /// After how long an idle worker is retired.
+    pub idle_ns: Option<u64>,
+}
+
+impl Config {
+    /// Workers that last as long as the executor.
+    pub fn new(max_slots: u32, prefetch: u32) -> Config {
+        Config {
+            max_slots,
+            prefetch,
+            items_per_worker: None,
+            idle_ns: None,
+        }
+    }
 }
 
 /// What a decision must learn from the outside at once.
@@ -101,9 +122,17 @@ pub struct Scheduler {
     waiting: [u64; 2],
     workers: BTreeMap<WorkerId, Worker>,
     next_worker: u32,
-    /// Workers that take work, by how many pieces they hold: the first one is the best choice, and the
-    /// lowest id, hence the warmest, among equals.
-    room: BTreeSet<(usize, WorkerId)>,
+    /// Which world calls and workers belong to that are made now.
+    world: WorldId,
+    /// Workers that take work, by world and how many pieces they hold: the first one of a world is the best
+    /// choice, and the lowest id, hence the warmest, among equals.
+    room: BTreeSet<(Load, WorkerId)>,
+    /// Workers that hold pieces and will get no more.
+    last_runners: u32,
+    /// Workers that were asked to end, by when that must be done.
+    ending: BTreeSet<(Moment, WorkerId)>,
+    /// When to look for workers that have been idle for long.
+    idle_check: Option<Moment>,
     /// Workers that hold a piece.
     busy_workers: u32,
     /// Pieces that stand behind another one and were not revoked, on any worker: the oldest call first.
@@ -122,6 +151,7 @@ impl Scheduler {
     /// A scheduler with no work and no workers.
     pub fn new(config: Config) -> Scheduler {
         assert!(config.max_slots > 0, "an executor needs a slot");
+        assert_ne!(config.items_per_worker, Some(0), "a worker runs something");
         Scheduler {
             config,
             stage: Stage::Open,
@@ -133,7 +163,11 @@ impl Scheduler {
             waiting: [0; 2],
             workers: BTreeMap::new(),
             next_worker: 0,
+            world: WorldId::default(),
             room: BTreeSet::new(),
+            last_runners: 0,
+            ending: BTreeSet::new(),
+            idle_check: None,
             busy_workers: 0,
             behind: BTreeSet::new(),
             fronts: BTreeSet::new(),
@@ -174,7 +208,7 @@ impl Scheduler {
         self.accepts()?;
         let id = CallId(self.next_call);
         self.next_call += 1;
-        self.calls.insert(id, Call::new(spec));
+        self.calls.insert(id, Call::new(spec, self.world));
         self.waiting[spec.lane as usize] += spec.items;
         self.enqueue(id);
         Ok(id)
@@ -187,7 +221,31 @@ impl Scheduler {
             return false;
         };
         let in_order = !call.queued || self.queue.back() == Some(&id);
-        in_order && !call.closed && !call.cancelled && self.accepts().is_ok()
+        let here = call.world == self.world || call.lane == Lane::Thread;
+        here && in_order && !call.closed && !call.cancelled && self.accepts().is_ok()
+    }
+
+    /// From now on calls belong to this world.
+    pub fn set_world(&mut self, world: WorldId) {
+        self.world = world;
+    }
+
+    /// The world of calls that are opened now.
+    pub fn world(&self) -> WorldId {
+        self.world
+    }
+
+    /// The worlds that a worker may still be started for, and those of the workers that are there.
+    pub fn worlds(&self) -> BTreeSet<WorldId> {
+        let of_calls = self.calls.values().map(|call| call.world);
+        let of_workers = self.workers.values().map(|worker| worker.world);
+        let now = [self.world];
+        now.into_iter().chain(of_calls).chain(of_workers).collect()
+    }
+
+    /// The world in which this worker is to be forked.
+    pub fn world_of(&self, id: WorkerId) -> Option<WorldId> {
+        Some(self.workers.get(&id)?.world)
     }
 
     /// More items of an open call are there. For a call that has ended (it was abandoned, say) this does
@@ -310,6 +368,9 @@ impl Scheduler {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
+        if let Some(deadline) = worker.deadline() {
+            self.ending.remove(&(deadline, id));
+        }
         if worker.kill() {
             self.actions.push(Action::Kill(id));
         }
@@ -381,6 +442,7 @@ impl Scheduler {
                 if let Phase::Booting { .. } = worker.phase {
                     worker.phase = Phase::Serving;
                     self.watch(id, now);
+                    self.look_idle(id, now);
                 }
             }
             Event::InitializerRaised(id) => {
@@ -416,7 +478,11 @@ impl Scheduler {
                     self.measured(piece.call, u64::from(piece.answered), took_ns);
                 }
                 // Claimed when we looked, but the worker saw the mark after its claim and stood back.
-                self.come_back(piece.call, piece.unanswered());
+                let rest = piece.unanswered();
+                if let Some(worker) = self.workers.get_mut(&id) {
+                    worker.give_back(rest.end - rest.start);
+                }
+                self.come_back(piece.call, rest);
             }
             Event::Gone {
                 worker,
@@ -425,8 +491,20 @@ impl Scheduler {
             } => self.gone(worker, exit, claim)?,
             Event::SpawnFailed(id) => {
                 // Where others work, what is missing now (descriptors, memory) may be there soon: their
-                // answers are the time to try again, and this is no failed boot in a row.
-                let others_work = self.workers.values().any(|w| w.worked && w.takes_work());
+                // answers are the time to try again, and this is no failed boot in a row. The same goes for
+                // the end of one, so whoever has nothing to do for the world in question makes room.
+                let world = self.workers.get(&id).ok_or(Unexpected)?.world;
+                let strangers: Vec<WorkerId> = self
+                    .workers
+                    .iter()
+                    .filter(|(_, w)| w.world != world && w.is_idle())
+                    .map(|(&stranger, _)| stranger)
+                    .collect();
+                for stranger in strangers {
+                    self.leave(stranger, now);
+                }
+                let others = |w: &Worker| w.worked && w.phase != Phase::Killed;
+                let others_work = self.workers.values().any(others);
                 if others_work {
                     self.spawning_paused = true;
                     self.workers.get_mut(&id).ok_or(Unexpected)?.unborn = true;
@@ -467,34 +545,43 @@ impl Scheduler {
 
     /// Acts on deadlines that have passed; what they free is for [`Scheduler::dispatch`].
     pub fn tick(&mut self, now: Moment) {
-        if !self.is_winding_down() {
-            return;
-        }
-        for (&id, worker) in &mut self.workers {
+        while let Some(&(deadline, id)) = self.ending.first()
+            && deadline <= now
+        {
+            self.ending.pop_first();
+            let Some(worker) = self.workers.get_mut(&id) else {
+                continue;
+            };
             match worker.overdue(now) {
                 Overdue::Nothing => {}
                 Overdue::Terminate => self.actions.push(Action::Terminate(id)),
                 Overdue::Kill => self.actions.push(Action::Kill(id)),
             }
+            if let Some(deadline) = worker.deadline() {
+                self.ending.insert((deadline, id));
+            }
+        }
+        if self.idle_check.is_some_and(|at| at <= now) {
+            self.retire_idle(now);
         }
     }
 
     /// The next moment at which [`Scheduler::tick`] or [`Scheduler::dispatch`] has something to do, though
     /// nothing happens until then.
     pub fn deadline(&self) -> Option<Moment> {
-        if self.is_winding_down() {
-            return self.workers.values().filter_map(Worker::deadline).min();
-        }
-        if self.waiting() > 0 || !self.has_taker() {
-            return None;
-        }
-        let &(since, _) = self.fronts.first()?;
-        Some(since.after_ns(self.patience_ns))
+        let ending = self.ending.first().map(|&(deadline, _)| deadline);
+        let all = [ending, self.idle_check, self.next_split()];
+        all.into_iter().flatten().min()
     }
 
-    /// Whether workers may have been asked to end: the only ones that have deadlines of their own.
-    fn is_winding_down(&self) -> bool {
-        self.stage != Stage::Open && self.calls.is_empty()
+    /// When the first of the pieces that may be split has lasted long enough, if somebody could take of it.
+    fn next_split(&self) -> Option<Moment> {
+        if self.waiting() > 0 || !self.has_slot() {
+            return None;
+        }
+        let &(since, worker) = self.fronts.first()?;
+        let splits = self.has_taker(self.workers.get(&worker)?.world);
+        splits.then(|| since.after_ns(self.patience_ns))
     }
 
     // ---- what the outside may ask ------------------------------------------------------------
@@ -542,9 +629,15 @@ impl Scheduler {
         self.calls.get(&id)?.sizer.pace()
     }
 
-    /// Whether another worker might be started for work that is accepted now.
-    pub fn may_spawn(&self) -> bool {
-        !self.spawning_paused && (self.room.len() as u32) < self.config.max_slots
+    /// Whether a worker may be started for a free slot: if as many as there may be take work, one of another
+    /// world is idle and makes room. Those that end slowly put a limit to how fast they are followed.
+    fn may_spawn(&self) -> bool {
+        !self.spawning_paused && !self.waits_for_endings()
+    }
+
+    /// Whether as many workers take work as there may be.
+    fn is_full(&self) -> bool {
+        self.room.len() as u32 >= self.config.max_slots
     }
 
     /// Whether no process is asked for until a worker has answered, because the last one could not be made.
@@ -554,9 +647,13 @@ impl Scheduler {
 
     /// Whether a process task accepted now would start a worker, because none is idle.
     pub fn would_spawn(&self) -> bool {
-        self.may_spawn()
-            && self.has_slot()
-            && self.room.first().is_none_or(|&(pieces, _)| pieces > 0)
+        self.may_spawn() && self.has_slot() && self.idle_in(self.world).is_none()
+    }
+
+    /// Whether work waits only because too many workers are about to end: the end of one is the next thing
+    /// that happens.
+    pub fn waits_for_endings(&self) -> bool {
+        self.ending.len() as u32 > self.config.max_slots
     }
 
     /// The calls that have not ended, oldest first.
@@ -564,6 +661,11 @@ impl Scheduler {
         let mut ids: Vec<CallId> = self.calls.keys().copied().collect();
         ids.sort_unstable();
         ids
+    }
+
+    /// Whether this worker is there and nobody has told it to end.
+    pub fn is_up(&self, id: WorkerId) -> bool {
+        self.workers.get(&id).is_some_and(Worker::is_up)
     }
 
     /// The workers that are there, dying ones included.
@@ -583,7 +685,10 @@ impl Scheduler {
 
     /// Whether a worker that becomes idle could be given something to do, or leaves a slot that somebody waits for.
     pub fn could_feed_idle(&self) -> bool {
-        self.waiting() > 0 || !self.behind.is_empty() || !self.fronts.is_empty()
+        self.waiting() > 0
+            || !self.behind.is_empty()
+            || !self.fronts.is_empty()
+            || self.last_runners > 0
     }
 
     /// Whether what runs on workers takes at least this long for each item, as far as two of them tell.
@@ -613,24 +718,28 @@ impl Scheduler {
         while self.waiting() == 0 && self.take_back(now, port) {
             self.serve(now, port);
         }
+        if self.last_runners > 0 && self.broken.is_none() {
+            self.start_successors(now);
+        }
         self.wind_down(now);
     }
 
     fn serve(&mut self, now: Moment, port: &mut impl Port) {
-        while let Some((id, lane)) = self.next_served() {
+        while let Some((id, lane, world)) = self.next_served() {
             let target = match lane {
                 Lane::Thread if self.has_slot() => None,
                 Lane::Thread => break,
-                Lane::Process => match self.pick_worker() {
+                Lane::Process => match self.pick_worker(world, now) {
                     Some(worker) => Some(worker),
                     None => break,
                 },
             };
             let slots = u64::from(self.config.max_slots);
+            let most = target.map_or(u64::MAX, |worker| self.allowance(worker));
             let Some(call) = self.calls.get_mut(&id) else {
                 break;
             };
-            let items = call.cut(slots, |wanted| port.fit(id, wanted));
+            let items = call.cut(slots, most, |wanted| port.fit(id, wanted));
             self.waiting[lane as usize] -= items.end - items.start;
             match target {
                 None => {
@@ -643,16 +752,16 @@ impl Scheduler {
     }
 
     /// The call whose turn it is.
-    fn next_served(&mut self) -> Option<(CallId, Lane)> {
+    fn next_served(&mut self) -> Option<(CallId, Lane, WorldId)> {
         while let Some(&id) = self.returned.first() {
             if let Some(call) = self.calls.get(&id).filter(|call| call.has_returned()) {
-                return Some((id, call.lane));
+                return Some((id, call.lane, call.world));
             }
             self.returned.pop_first();
         }
         while let Some(&id) = self.queue.front() {
             match self.calls.get_mut(&id) {
-                Some(call) if call.has_fresh() => return Some((id, call.lane)),
+                Some(call) if call.has_fresh() => return Some((id, call.lane, call.world)),
                 Some(call) => call.queued = false,
                 None => {}
             }
@@ -664,28 +773,35 @@ impl Scheduler {
     /// Finds work for free slots where none waits. True if some waits now.
     fn take_back(&mut self, now: Moment, port: &mut impl Port) -> bool {
         // First what stands behind other pieces, the oldest call first.
-        while self.has_taker()
-            && let Some(&(call, _, worker, seq)) = self.behind.first()
-        {
-            let items = self.withdraw(worker, seq, port);
+        while let Some((call, world, worker, seq)) = self.first_behind() {
+            let mut items = self.withdraw(worker, seq, port);
             if items.is_empty() {
                 continue;
             }
             // A free slot without an idle worker is rare (a worker died, or a thread left the slot), but
             // without a new one a piece would wait for a task that may last for hours.
-            let idle = match self.room.first() {
-                Some(&(0, idle)) => idle,
-                _ => self.spawn(),
+            let idle = match self.idle_in(world) {
+                Some(idle) => idle,
+                None => self.spawn(world, now),
             };
+            let end = items.end;
+            items.end = end.min(items.start.saturating_add(self.allowance(idle)));
+            let too_many = items.end..end;
             self.send(idle, call, items, now);
+            if !too_many.is_empty() {
+                self.come_back(call, too_many);
+                return true;
+            }
         }
         // Then what a worker would run next, if it has been at its piece for far longer than one should
         // last: an item takes long, and those behind it need not wait.
-        while self.has_taker()
+        while self.has_slot()
             && let Some(&(since, id)) = self.fronts.first()
             && since.after_ns(self.patience_ns) <= now
+            && let Some(worker) = self.workers.get(&id)
+            && self.has_taker(worker.world)
         {
-            let Some(piece) = self.workers.get(&id).and_then(|w| w.pieces.front()) else {
+            let Some(piece) = worker.pieces.front() else {
                 unreachable!("a worker without pieces is watched")
             };
             let (call, seq, begun) = (piece.call, piece.seq, piece.unanswered().start);
@@ -705,10 +821,43 @@ impl Scheduler {
         false
     }
 
-    /// Whether there is a slot for more work of processes, and a worker or the prospect of one.
-    fn has_taker(&self) -> bool {
-        let idle = self.room.first().is_some_and(|&(pieces, _)| pieces == 0);
-        self.has_slot() && (idle || self.may_spawn()) && self.broken.is_none()
+    /// The first piece that stands behind another and that somebody else could take.
+    fn first_behind(&self) -> Option<(CallId, WorldId, WorkerId, PieceSeq)> {
+        if !self.has_slot() {
+            return None;
+        }
+        self.behind.iter().find_map(|&(call, _, worker, seq)| {
+            let world = self.calls.get(&call)?.world;
+            self.has_taker(world).then_some((call, world, worker, seq))
+        })
+    }
+
+    /// Whether there is a slot for more work of processes of this world, and a worker or the prospect of one.
+    fn has_taker(&self, world: WorldId) -> bool {
+        self.has_slot()
+            && (self.may_spawn() || self.idle_in(world).is_some())
+            && self.broken.is_none()
+    }
+
+    fn idle_in(&self, world: WorldId) -> Option<WorkerId> {
+        // Usually there is but one world.
+        let &(first, worker) = self.room.first()?;
+        if first.world() == world {
+            return (first.pieces() == 0).then_some(worker);
+        }
+        if first.world() > world {
+            return None;
+        }
+        let from = (Load::new(world, 0), WorkerId(0));
+        let &(load, worker) = self.room.range(from..).next()?;
+        (load == from.0).then_some(worker)
+    }
+
+    fn allowance(&self, worker: WorkerId) -> u64 {
+        if self.config.items_per_worker.is_none() {
+            return u64::MAX;
+        }
+        self.workers.get(&worker).map_or(0, |w| w.allowance)
     }
 
     fn send(&mut self, worker: WorkerId, call: CallId, items: Range<u64>, now: Moment) {
@@ -716,7 +865,9 @@ impl Scheduler {
             unreachable!("sent to a worker that is not there")
         };
         let before = w.pieces.len();
+        debug_assert!(w.takes_work(), "work for one that takes none");
         let seq = w.push(call, items.clone());
+        self.last_runners += u32::from(w.leaving);
         if before > 0 {
             self.behind.insert((call, items.start, worker, seq));
         } else {
@@ -736,26 +887,107 @@ impl Scheduler {
     }
 
     /// An idle worker if there is a slot for it, else a new one, else a busy one with room in its ring.
-    fn pick_worker(&mut self) -> Option<WorkerId> {
+    fn pick_worker(&mut self, world: WorldId, now: Moment) -> Option<WorkerId> {
         if self.has_slot() {
-            if let Some(&(0, worker)) = self.room.first() {
+            if let Some(worker) = self.idle_in(world) {
                 return Some(worker);
             }
             if self.may_spawn() {
-                return Some(self.spawn());
+                return Some(self.spawn(world, now));
             }
         }
-        let &(pieces, worker) = self.room.range((1, WorkerId(0))..).next()?;
-        (pieces <= self.config.prefetch as usize).then_some(worker)
+        let from = (Load::new(world, 1), WorkerId(0));
+        let &(load, worker) = self.room.range(from..).next()?;
+        let has_room = load.world() == world && load.pieces() <= self.config.prefetch;
+        has_room.then_some(worker)
     }
 
-    fn spawn(&mut self) -> WorkerId {
+    /// Where as many take work as there may be, an idle one of another world makes room.
+    fn spawn(&mut self, world: WorldId, now: Moment) -> WorkerId {
+        if self.is_full() {
+            let stranger = self.room.iter().find(|(load, _)| load.pieces() == 0);
+            if let Some(&(_, stranger)) = stranger {
+                self.leave(stranger, now);
+            }
+        }
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
-        self.workers.insert(id, Worker::new());
-        self.room.insert((0, id));
+        let allowance = self.config.items_per_worker.unwrap_or(u64::MAX);
+        self.workers.insert(id, Worker::new(world, allowance));
+        self.room.insert((Load::new(world, 0), id));
         self.actions.push(Action::Spawn(id));
         id
+    }
+
+    /// Where work waits behind workers that run their last items, others boot meanwhile to take their slots.
+    fn start_successors(&mut self, now: Moment) {
+        let Some((_, Lane::Process, world)) = self.next_served() else {
+            return;
+        };
+        let wanted = u64::from(self.last_runners).min(self.waiting[Lane::Process as usize]);
+        let [free, busy] = [0, 1].map(|pieces| (Load::new(world, pieces), WorkerId(0)));
+        let idle = self.room.range(free..busy);
+        let idle = idle.take(wanted as usize).count() as u64;
+        for _ in idle..wanted {
+            if !self.may_spawn() || self.is_full() {
+                return;
+            }
+            self.spawn(world, now);
+        }
+    }
+
+    /// The worker gets no more work, and is asked to end now if it holds none.
+    fn leave(&mut self, id: WorkerId, now: Moment) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        let had_work = worker.runs_its_last();
+        worker.leaving = true;
+        if worker.pieces.is_empty() {
+            self.retire(id, now);
+        } else {
+            self.last_runners += u32::from(!had_work);
+            self.update_room(id);
+        }
+    }
+
+    fn retire(&mut self, id: WorkerId, now: Moment) {
+        if let Some(worker) = self.workers.get_mut(&id)
+            && let Some(deadline) = worker.retire(now)
+        {
+            self.ending.insert((deadline, id));
+            self.actions.push(Action::Retire(id));
+            self.update_room(id);
+        }
+    }
+
+    /// A worker may just have become idle.
+    fn look_idle(&mut self, id: WorkerId, now: Moment) {
+        if let Some(ns) = self.config.idle_ns
+            && let Some(worker) = self.workers.get_mut(&id)
+            && worker.is_idle()
+        {
+            worker.idle_since = now;
+            // Nobody is woken for it sooner, however often workers become busy and idle again.
+            self.idle_check.get_or_insert(now.after_ns(ns));
+        }
+    }
+
+    /// Retires the workers that have been idle for long, and plans the next look.
+    fn retire_idle(&mut self, now: Moment) {
+        self.idle_check = None;
+        let Some(ns) = self.config.idle_ns else {
+            return;
+        };
+        let serves = |w: &Worker| w.is_idle() && w.phase == Phase::Serving;
+        let idle = self.workers.iter().filter(|(_, w)| serves(w));
+        let (due, later): (Vec<_>, Vec<_>) = idle
+            .map(|(&id, w)| (w.idle_since.after_ns(ns), id))
+            .partition(|&(at, _)| at <= now);
+        self.idle_check = later.into_iter().map(|(at, _)| at).min();
+        for (_, id) in due {
+            self.leave(id, now);
+        }
     }
 
     /// Takes the unclaimed rest of a piece away from its worker; the caller decides what becomes of it.
@@ -779,10 +1011,12 @@ impl Scheduler {
         piece.revoked = true;
         let rest = first_unclaimed.min(piece.items.end)..piece.items.end;
         piece.items.end = rest.start;
+        let key = piece.key(id);
+        worker.give_back(rest.end - rest.start);
         if at == 0 {
             self.unwatch(id);
         } else {
-            self.behind.remove(&piece.key(id));
+            self.behind.remove(&key);
         }
         rest
     }
@@ -829,9 +1063,16 @@ impl Scheduler {
         if let Some(front) = worker.pieces.front() {
             self.behind.remove(&front.key(id));
         }
+        let leaves = worker.leaving && worker.pieces.is_empty();
+        self.last_runners -= u32::from(leaves);
         self.unwatch(id);
         self.watch(id, now);
         self.pieces_changed(id, before);
+        if leaves {
+            self.retire(id, now);
+        } else {
+            self.look_idle(id, now);
+        }
         Ok((piece, since))
     }
 
@@ -841,7 +1082,11 @@ impl Scheduler {
         for piece in &worker.pieces {
             self.behind.remove(&piece.key(id));
         }
-        self.room.remove(&(worker.pieces.len(), id));
+        if let Some(deadline) = worker.deadline() {
+            self.ending.remove(&(deadline, id));
+        }
+        self.room.remove(&(worker.load(), id));
+        self.last_runners -= u32::from(worker.runs_its_last());
         self.count_pieces(worker.pieces.len(), 0);
         if !worker.unborn {
             self.spawning_paused = false;
@@ -883,7 +1128,7 @@ impl Scheduler {
         }
         let booting = matches!(worker.phase, Phase::Booting { .. });
         // One that was ready and idle failed at nothing, and nothing of it is tried again.
-        let failed = worker.faulty || booting || (worker.takes_work() && !returned.is_empty());
+        let failed = worker.faulty || booting || (worker.is_up() && !returned.is_empty());
         for (call, items) in returned {
             self.come_back(call, items);
         }
@@ -1021,13 +1266,11 @@ impl Scheduler {
         }
         let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
         for id in ids {
-            if self.workers.get_mut(&id).is_some_and(|w| w.retire(now)) {
-                self.actions.push(Action::Retire(id));
-                self.update_room(id);
-            }
+            self.retire(id, now);
         }
         if self.workers.is_empty() && self.busy_threads == 0 {
             self.stage = Stage::Drained;
+            self.idle_check = None;
             self.actions.push(Action::Drained);
         }
     }
@@ -1037,9 +1280,10 @@ impl Scheduler {
             return;
         };
         let after = worker.pieces.len();
-        self.room.remove(&(before, id));
+        let load = |pieces| Load::new(worker.world, pieces as u32);
+        self.room.remove(&(load(before), id));
         if worker.takes_work() {
-            self.room.insert((after, id));
+            self.room.insert((load(after), id));
         }
         self.count_pieces(before, after);
     }
@@ -1074,7 +1318,7 @@ impl Scheduler {
                 }
             }
             assert_eq!(
-                self.room.contains(&(worker.pieces.len(), *id)),
+                self.room.contains(&(worker.load(), *id)),
                 worker.takes_work(),
                 "{id}: {worker:?}"
             );
@@ -1104,10 +1348,31 @@ impl Scheduler {
         let watched = self.workers.iter().filter(|(_, w)| w.watched);
         let fronts = watched.map(|(&id, w)| (w.front_since, id));
         assert_eq!(self.fronts, fronts.collect());
-        assert!(
-            self.is_winding_down() || self.workers.values().all(|w| w.deadline().is_none()),
-            "a deadline that nobody looks for"
-        );
+        let deadlines = self
+            .workers
+            .iter()
+            .filter_map(|(&id, w)| Some((w.deadline()?, id)));
+        assert_eq!(self.ending, deadlines.collect());
+        let last_runners = self.workers.values().filter(|w| w.runs_its_last()).count();
+        assert_eq!(self.last_runners as usize, last_runners);
+        for worker in self.workers.values() {
+            assert!(
+                !worker.leaving || !worker.is_up() || !worker.pieces.is_empty(),
+                "has nothing left to do here, and was not told so: {worker:?}"
+            );
+            assert!(worker.allowance > 0 || !worker.takes_work(), "{worker:?}");
+            assert!(
+                self.config.idle_ns.is_none()
+                    || !worker.is_idle()
+                    || worker.phase != Phase::Serving
+                    || self.idle_check.is_some(),
+                "idle, and nobody will look: {worker:?}"
+            );
+            for piece in &worker.pieces {
+                let call = self.calls.get(&piece.call);
+                assert!(call.is_none_or(|call| call.world == worker.world));
+            }
+        }
         let most = self.config.prefetch as usize + 1;
         assert!(
             self.workers.values().all(|w| w.pieces.len() <= most),

@@ -7,10 +7,11 @@
 //! ```
 //! Once a worker is told to stop, every phase has a deadline, so every ending is bounded
 //! (invariant 4): ask, SIGTERM to the group, grace, SIGKILL. "Idle" and "busy" are not phases of their
-//! own: a serving worker is idle exactly when it holds no piece.
+//! own: a serving worker is idle exactly when it holds no piece. Nor is "leaving": a worker that boots or
+//! serves may have been sent the last item it will get, and is asked to retire when it holds none.
 
 use crate::event::Claim;
-use crate::ids::{CallId, Moment, PieceSeq, WorkerId};
+use crate::ids::{CallId, Moment, PieceSeq, WorkerId, WorldId};
 use std::collections::VecDeque;
 use std::ops::Range;
 
@@ -74,11 +75,38 @@ impl Piece {
     }
 }
 
+/// A worker's world and how many pieces it holds, as one number: they are compared at each step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Load(u64);
+
+impl Load {
+    pub(crate) fn new(world: WorldId, pieces: u32) -> Load {
+        Load(u64::from(world.0) << 32 | u64::from(pieces))
+    }
+
+    pub(crate) fn world(self) -> WorldId {
+        WorldId((self.0 >> 32) as u32)
+    }
+
+    pub(crate) fn pieces(self) -> u32 {
+        self.0 as u32
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) phase: Phase,
     pub(crate) pieces: VecDeque<Piece>,
     next_seq: PieceSeq,
+    /// The caller's world in which it is forked.
+    pub(crate) world: WorldId,
+    /// How many more items it may be sent.
+    pub(crate) allowance: u64,
+    /// Gets no more work, and is retired as soon as it holds none. For good, though items be taken back from
+    /// it: another worker may have been started in its stead.
+    pub(crate) leaving: bool,
+    /// Since when it has held no piece, if it holds none.
+    pub(crate) idle_since: Moment,
     /// When the first piece became the first, or the worker ready for it.
     pub(crate) front_since: Moment,
     /// Whether the first piece is among those that may be split.
@@ -92,13 +120,18 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new() -> Worker {
+    /// One that runs at most so many items.
+    pub(crate) fn new(world: WorldId, allowance: u64) -> Worker {
         Worker {
             phase: Phase::Booting {
                 initializing: false,
             },
             pieces: VecDeque::new(),
             next_seq: PieceSeq(0),
+            world,
+            allowance,
+            leaving: false,
+            idle_since: Moment(0),
             front_since: Moment(0),
             watched: false,
             worked: false,
@@ -107,13 +140,35 @@ impl Worker {
         }
     }
 
+    /// Whether nobody has told it to end.
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self.phase, Phase::Booting { .. } | Phase::Serving)
+    }
+
     /// Whether it may be given work: work can wait in the ring of a worker that is still booting.
     pub(crate) fn takes_work(&self) -> bool {
-        matches!(self.phase, Phase::Booting { .. } | Phase::Serving)
+        self.is_up() && !self.leaving
+    }
+
+    /// What it stands under among those with room.
+    pub(crate) fn load(&self) -> Load {
+        Load::new(self.world, self.pieces.len() as u32)
+    }
+
+    /// Whether it takes work and has none.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.takes_work() && self.pieces.is_empty()
+    }
+
+    /// Whether it holds the last items it will get.
+    pub(crate) fn runs_its_last(&self) -> bool {
+        self.leaving && !self.pieces.is_empty()
     }
 
     pub(crate) fn push(&mut self, call: CallId, items: Range<u64>) -> PieceSeq {
         let seq = self.next_seq;
+        self.allowance -= items.end - items.start;
+        self.leaving |= self.allowance == 0;
         self.next_seq = seq.next();
         self.pieces.push_back(Piece {
             seq,
@@ -125,14 +180,19 @@ impl Worker {
         seq
     }
 
-    pub(crate) fn retire(&mut self, now: Moment) -> bool {
-        if !self.takes_work() {
-            return false;
+    /// Of what was sent, so many items were taken back untouched.
+    pub(crate) fn give_back(&mut self, items: u64) {
+        self.allowance += items;
+    }
+
+    /// Returns the deadline, unless it has been told to end already.
+    pub(crate) fn retire(&mut self, now: Moment) -> Option<Moment> {
+        if !self.is_up() {
+            return None;
         }
-        self.phase = Phase::Retiring {
-            deadline: now.after_ns(RETIRE_NS),
-        };
-        true
+        let deadline = now.after_ns(RETIRE_NS);
+        self.phase = Phase::Retiring { deadline };
+        Some(deadline)
     }
 
     pub(crate) fn kill(&mut self) -> bool {

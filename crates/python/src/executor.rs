@@ -8,19 +8,19 @@ use crate::future::{FutureCore, Origin, Slot, Stream, function_name};
 use crate::map::{Feed, MapResults, MapState, Source};
 use crate::raw::serialization_error;
 use crate::{handover, known};
-use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTypeError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{
-    Block, Breakage, CallId, End, Engine, Initializer, Plan, Refused, Run, Single, SubmitError,
-    ThreadDone, ThreadNext, ThreadPiece,
+    Block, Breakage, CallId, End, Engine, Initializer, Limits, Plan, Refused, Run, Single,
+    SubmitError, ThreadDone, ThreadNext, ThreadPiece,
 };
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -77,9 +77,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Lane {
             "process" => Ok(Lane::Process),
             "thread" => Ok(Lane::Thread),
             "inline" => Ok(Lane::Inline),
-            _ => Err(pyo3::exceptions::PyValueError::new_err(format!(
-                "unknown lane {name:?}"
-            ))),
+            _ => Err(PyValueError::new_err(format!("unknown lane {name:?}"))),
         }
     }
 }
@@ -303,6 +301,13 @@ pub(crate) struct Executor {
     thread_initializer: Option<(Py<PyAny>, Py<PyTuple>)>,
     thread_name: String,
     threads: Mutex<Vec<Py<PyAny>>>,
+    /// How many lane threads were ever started, and how many ended because there was nothing to do.
+    threads_started: AtomicU32,
+    threads_rested: AtomicU32,
+    /// Whether it is one of those of `rightlane._shared`.
+    shared: bool,
+    /// Which executor tasks of its lane threads share with others: see [`nesting`].
+    task_level: u32,
     /// What a lane thread's initializer raised.
     thread_raised: Mutex<Option<Py<PyAny>>>,
     /// Inputs of maps that have not been read to their end.
@@ -394,7 +399,9 @@ impl Executor {
 
     /// Workers started from here on shall live in the caller's present world (rule 20).
     pub(crate) fn refresh_world(&self, py: Python<'_>) -> PyResult<()> {
-        if self.engine.would_spawn() {
+        // Who looks at the world at each call has told it already, and what it tells must stay what it saw.
+        let told = self.shared && self.engine.has_world();
+        if !told && self.engine.would_spawn() {
             let module = ffi::import(py, c"rightlane._world")?;
             let world = ffi::call_method(&module, "capture", ())?;
             self.engine.set_world(world.extract()?);
@@ -563,7 +570,8 @@ impl Executor {
     }
 
     fn start_thread(self: &Arc<Executor>, py: Python<'_>) -> PyResult<()> {
-        let number = lock(&self.threads).len();
+        self.forget_rested_threads(py)?;
+        let number = self.threads_started.fetch_add(1, Ordering::Relaxed);
         let keywords = PyDict::new(py);
         keywords.set_item(
             "target",
@@ -580,6 +588,31 @@ impl Executor {
         let thread = ffi::call(&class, &PyTuple::empty(py), Some(&keywords))?;
         ffi::call_method(&thread, "start", ())?;
         lock(&self.threads).push(thread.unbind());
+        Ok(())
+    }
+
+    /// Drops the objects of threads that have ended while the executor goes on.
+    fn forget_rested_threads(&self, py: Python<'_>) -> PyResult<()> {
+        if self.threads_rested.swap(0, Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        let known: Vec<_> = lock(&self.threads)
+            .iter()
+            .map(|thread| thread.clone_ref(py))
+            .collect();
+        let mut ended = Vec::new();
+        for thread in known {
+            if ffi::call_method(thread.bind(py), "is_alive", ())?.is_truthy()? {
+                continue;
+            }
+            ended.push(thread);
+        }
+        let is_ended = |thread: &Py<PyAny>| ended.iter().any(|one| one.is(thread));
+        let forgotten: Vec<_> = lock(&self.threads)
+            .extract_if(.., |thread| is_ended(thread))
+            .collect();
+        // Outside the lock: what they refer to may run anything when it goes.
+        drop(forgotten);
         Ok(())
     }
 
@@ -826,6 +859,7 @@ struct LaneThread {
 #[pymethods]
 impl LaneThread {
     fn __call__(&self, py: Python<'_>) {
+        TASK_LEVEL.set(Some(self.executor.task_level));
         handover::lane_begins();
         self.run(py);
         handover::lane_ends();
@@ -857,13 +891,34 @@ impl LaneThread {
                     }
                 }
                 ThreadNext::Wait(seen) => {
-                    py.detach(|| handover::lane_waits(|| engine.wait_for_thread_work(seen)));
+                    let woken =
+                        py.detach(|| handover::lane_waits(|| engine.wait_for_thread_work(seen)));
+                    if !woken && engine.thread_may_end() {
+                        executor.threads_rested.fetch_add(1, Ordering::Relaxed);
+                        return;
+                    }
                 }
                 ThreadNext::End => break,
             }
         }
         engine.thread_ended();
     }
+}
+
+thread_local! {
+    /// In a lane thread, the level of what its tasks share.
+    static TASK_LEVEL: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+/// Whether the caller runs in a task, and which of the shared executors it may wait for. A task in a thread of one of
+/// these takes the next one: it would wait for its own slot.
+#[pyfunction]
+pub(crate) fn nesting() -> (bool, u32) {
+    let level = TASK_LEVEL.get();
+    (
+        level.is_some() || crate::worker::is_worker(),
+        level.unwrap_or(0),
+    )
 }
 
 /// Ends a forked child that a task left running: its answer is its parent's to give.
@@ -989,21 +1044,39 @@ pub(crate) struct PyEngine {
 impl PyEngine {
     /// `prepare` says whether worker processes are likely, so that the template is started at once.
     #[new]
-    #[pyo3(signature = (max_workers, prepare, initializer, initargs, thread_name))]
+    /// `idle_s`: after so many seconds an idle worker process or lane thread ends. `shared`: it is told of each change
+    /// of the caller's world by `turn_world`, and its tasks must not wait for others of it.
+    #[pyo3(signature = (
+        max_workers, prepare, initializer, initargs, thread_name, max_tasks_per_child=None, idle_s=None,
+        shared=false,
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "the face checks and names them")]
     fn new(
         max_workers: u32,
         prepare: bool,
         initializer: Option<Bound<'_, PyAny>>,
         initargs: Bound<'_, PyTuple>,
         thread_name: String,
+        max_tasks_per_child: Option<u64>,
+        idle_s: Option<f64>,
+        shared: bool,
     ) -> PyResult<PyEngine> {
+        if max_workers == 0 || max_tasks_per_child == Some(0) {
+            return Err(PyValueError::new_err("limits must be at least 1"));
+        }
+        let idle = idle_s.map(Duration::try_from_secs_f64).transpose();
+        let limits = Limits {
+            max_slots: max_workers,
+            items_per_worker: max_tasks_per_child,
+            idle: idle.map_err(|error| PyValueError::new_err(error.to_string()))?,
+        };
         let remote = match (&initializer, prepare) {
             (Some(function), true) => Some(remote_initializer(function, &initargs)?),
             // Worker processes are possible through `options`, where it can be sent.
             (Some(function), false) => remote_initializer(function, &initargs).ok(),
             (None, _) => None,
         };
-        let engine = Engine::new(Client, max_workers, remote);
+        let engine = Engine::new(Client, limits, remote);
         if prepare {
             engine.prepare_processes()?;
         }
@@ -1012,6 +1085,10 @@ impl PyEngine {
             thread_initializer: initializer.map(|function| (function.unbind(), initargs.unbind())),
             thread_name,
             threads: Mutex::default(),
+            threads_started: AtomicU32::new(0),
+            threads_rested: AtomicU32::new(0),
+            shared,
+            task_level: nesting().1 + u32::from(shared),
             thread_raised: Mutex::default(),
             feeds: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -1116,14 +1193,35 @@ impl PyEngine {
             .collect()
     }
 
-    /// The pids of the workers that are there.
+    /// The pids of the workers that live and were not told to end, in the order of their start.
     fn worker_pids(&self) -> Vec<i32> {
         self.executor.engine.worker_pids()
+    }
+
+    /// Sends a signal to every worker process; what it does to a task there is the task's end.
+    fn signal_workers(&self, signal: i32) -> PyResult<()> {
+        if self.executor.engine.signal_workers(signal) {
+            return Ok(());
+        }
+        let message = format!("{signal} is not the number of a signal; use one of signal.Signals");
+        Err(PyValueError::new_err(message))
+    }
+
+    /// The caller's world has changed since it was captured last: what is accepted from now on runs on workers that
+    /// are forked in this one, what was accepted before on workers of its own.
+    fn turn_world(&self, world: &[u8]) {
+        self.executor.engine.turn_world(world);
     }
 
     /// What is accepted and has not ended, by name.
     fn open_tasks(&self, py: Python<'_>) -> Vec<String> {
         self.executor.open_task_names(py)
+    }
+
+    /// Whether it can run nothing any more.
+    #[getter]
+    fn broken(&self) -> bool {
+        matches!(self.executor.engine.refusal(), Some(Refused::Broken(_)))
     }
 
     /// Whether everything is over.

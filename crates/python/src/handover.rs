@@ -31,11 +31,12 @@ pub(crate) fn lane_ends() {
 }
 
 /// A lane thread without the interpreter's lock waits for work.
-pub(crate) fn lane_waits(wait: impl FnOnce()) {
+pub(crate) fn lane_waits<R>(wait: impl FnOnce() -> R) -> R {
     WORKING.fetch_sub(1, Ordering::SeqCst);
-    wait();
+    let waited = wait();
     poll_until(COURTESY_NS, || WAITING.load(Ordering::SeqCst) > 0);
     WORKING.fetch_add(1, Ordering::SeqCst);
+    waited
 }
 
 /// A thread without the interpreter's lock waits for a lane thread: by polling, then by `sleep`.

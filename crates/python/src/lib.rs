@@ -61,6 +61,13 @@ fn allow_blas_threads() {
     rightlane_runtime::sys::blas::allow_blas_threads();
 }
 
+/// The umask, which is `expected` as a rule: then nothing changes at any moment. See
+/// [`rightlane_runtime::sys::process::umask`].
+#[pyfunction]
+fn umask(expected: u32) -> u32 {
+    rightlane_runtime::sys::process::umask(expected)
+}
+
 /// CPUs by affinity, the tightest quota in CPUs or None, and how many workers that makes.
 #[pyfunction]
 fn cpu_budget() -> (u32, Option<f64>, u32) {
@@ -81,12 +88,12 @@ mod _core {
         cpu_budget,
         definition::PyDefinition,
         executor::{
-            PyEngine, after_fork_in_child, after_fork_in_parent, before_fork, begin_exit,
+            PyEngine, after_fork_in_child, after_fork_in_parent, before_fork, begin_exit, nesting,
             retire_completions,
         },
         future::FutureCore,
         map::MapResults,
-        set_template_program, want_site,
+        set_template_program, umask, want_site,
         worker::{WorkerSeat, serve_template, serve_worker},
     };
 

@@ -17,6 +17,7 @@ use rightlane_runtime::wire::GENERATED;
 use rightlane_runtime::worker::{Desk, Message, Piece, WorkerError};
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes that an answer's head takes; the client's bytes follow.
 const HEAD_BYTES: usize = rightlane_runtime::wire::AnswerHead::BYTES;
@@ -109,6 +110,14 @@ pub(crate) fn serve_template(
     Ok(seat.map(|seat| WorkerSeat { seat: Some(seat) }))
 }
 
+/// Set where tasks of worker processes run, and in whatever such a process forks.
+static IS_WORKER: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process is a worker.
+pub(crate) fn is_worker() -> bool {
+    IS_WORKER.load(Ordering::Relaxed)
+}
+
 /// The worker's life: returns when it is asked to retire.
 #[pyfunction]
 pub(crate) fn serve_worker(
@@ -119,6 +128,7 @@ pub(crate) fn serve_worker(
     let Some(seat) = seat.borrow_mut().seat.take() else {
         return Err(PyRuntimeError::new_err("this seat is taken"));
     };
+    IS_WORKER.store(true, Ordering::Relaxed);
     let desk = Desk::sit(seat).map_err(broken)?;
     let hooks = Hooks {
         boot: hooks.getattr("boot")?,

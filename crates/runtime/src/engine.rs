@@ -12,12 +12,12 @@ use crate::engine::waiting::{Care, Rest, Signals};
 use crate::hub::{self, Ending, ForkGuard, Member, Membership, lock};
 use crate::items::{Block, Items};
 use crate::link::Link;
-use crate::sys::futex::{self, Scope};
+use crate::sys::futex::{self, Scope, Waited};
 use crate::wire::{AnswerHead, GENERATED, PieceHead, to_engine};
 use rightlane_core::event::{Action, Breakage, Claim, Event, Exit, Lane, Verdict};
 use rightlane_core::ids::IdMap;
 use rightlane_core::{
-    CallId, CallSpec, Cancel, Config, Moment, PieceSeq, Port, Refused, Scheduler, WorkerId,
+    CallId, CallSpec, Cancel, Config, Moment, PieceSeq, Port, Refused, Scheduler, WorkerId, WorldId,
 };
 use rustix::process::Signal;
 use std::borrow::Cow;
@@ -27,6 +27,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 pub mod waiting;
 
@@ -35,6 +36,28 @@ const EXIT_STATUS_NS: u64 = 1_000_000_000;
 
 /// How many pieces may wait in a busy worker's ring.
 const PREFETCH: u32 = 1;
+
+/// What is fixed when an executor is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The hard cap on started, unfinished tasks.
+    pub max_slots: u32,
+    /// How many items one worker process may run.
+    pub items_per_worker: Option<u64>,
+    /// After how long an idle worker process or lane thread ends.
+    pub idle: Option<Duration>,
+}
+
+impl Limits {
+    fn config(&self) -> Config {
+        let ns = |idle: Duration| u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
+        Config {
+            items_per_worker: self.items_per_worker,
+            idle_ns: self.idle.map(ns),
+            ..Config::new(self.max_slots, PREFETCH)
+        }
+    }
+}
 
 /// What a call carries to worker processes.
 #[derive(Debug)]
@@ -178,7 +201,9 @@ struct Floor<C: Client> {
     care: Care,
     /// The hub's end, if this executor was its last.
     ending: Option<Arc<Ending>>,
-    world: Arc<[u8]>,
+    /// The caller's worlds, as the client captured them: the present one, and those that open calls and living
+    /// workers belong to.
+    worlds: BTreeMap<WorldId, Arc<[u8]>>,
     initializer: Option<Arc<Initializer>>,
     raised: Option<Vec<u8>>,
     spawn_error: Option<String>,
@@ -225,7 +250,7 @@ impl<C: Client> Port for Floor<C> {
 /// See the module.
 pub struct Engine<C: Client> {
     client: C,
-    config: Config,
+    limits: Limits,
     state: Mutex<State<C>>,
     /// Changes whenever a lane thread may have something to do.
     thread_bell: AtomicU32,
@@ -248,7 +273,7 @@ pub struct Engine<C: Client> {
 impl<C: Client> std::fmt::Debug for Engine<C> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine")
-            .field("config", &self.config)
+            .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
 }
@@ -265,7 +290,7 @@ impl<C: Client> Floor<C> {
             signals: None,
             care: Care::default(),
             ending: None,
-            world: Arc::new([]),
+            worlds: BTreeMap::new(),
             initializer,
             raised: None,
             spawn_error: None,
@@ -289,19 +314,15 @@ impl<C: Client> Floor<C> {
 }
 
 impl<C: Client> Engine<C> {
-    /// An executor of at most `max_slots` started, unfinished tasks. Nothing is started yet.
-    pub fn new(client: C, max_slots: u32, initializer: Option<Initializer>) -> Arc<Engine<C>> {
-        let config = Config {
-            max_slots,
-            prefetch: PREFETCH,
-        };
+    /// An executor within these limits. Nothing is started yet.
+    pub fn new(client: C, limits: Limits, initializer: Option<Initializer>) -> Arc<Engine<C>> {
         let state = State {
-            scheduler: Scheduler::new(config.clone()),
+            scheduler: Scheduler::new(limits.config()),
             floor: Floor::new(initializer.map(Arc::new)),
         };
         Arc::new_cyclic(|myself| Engine {
             client,
-            config,
+            limits,
             state: Mutex::new(state),
             thread_bell: AtomicU32::new(0),
             thread_sleepers: AtomicU32::new(0),
@@ -615,12 +636,36 @@ impl<C: Client> Engine<C> {
         lock(&self.state).scheduler.would_spawn()
     }
 
-    /// The caller's world, as workers forked from now on shall have it (rule 20).
+    /// The caller's world, as workers forked from now on shall have it (rule 20). Those that are there will do.
     pub fn set_world(&self, world: &[u8]) {
-        let mut state = lock(&self.state);
-        if *state.floor.world != *world {
-            state.floor.world = Arc::from(world);
+        let state = &mut *lock(&self.state);
+        let now = state.floor.worlds.entry(state.scheduler.world());
+        let now = now.or_insert_with(|| Arc::new([]));
+        if **now != *world {
+            *now = Arc::from(world);
         }
+    }
+
+    /// Whether the caller's present world has been told.
+    pub fn has_world(&self) -> bool {
+        let state = lock(&self.state);
+        state.floor.worlds.contains_key(&state.scheduler.world())
+    }
+
+    /// The caller's world has become another one: calls that are accepted from now on run only on workers forked
+    /// in it, those accepted before on workers of theirs.
+    pub fn turn_world(&self, world: &[u8]) {
+        let State { scheduler, floor } = &mut *lock(&self.state);
+        let known = floor.worlds.iter().find(|(_, known)| ***known == *world);
+        let id = known.map(|(&id, _)| id).unwrap_or_else(|| {
+            let last = floor.worlds.keys().next_back().copied();
+            let last = last.max(Some(scheduler.world()));
+            WorldId(last.map_or(0, |last| last.0 + 1))
+        });
+        scheduler.set_world(id);
+        floor.worlds.entry(id).or_insert_with(|| Arc::from(world));
+        let used = scheduler.worlds();
+        floor.worlds.retain(|id, _| used.contains(id));
     }
 
     // ---- lane threads --------------------------------------------------------------------------
@@ -630,7 +675,7 @@ impl<C: Client> Engine<C> {
         let floor = &mut lock(&self.state).floor;
         let useful = floor
             .open_thread_items
-            .min(u64::from(self.config.max_slots));
+            .min(u64::from(self.limits.max_slots));
         // One for each item that has not ended, whether or not it has a slot yet: who gives a slot back may be
         // the hub, which can start no thread.
         let wanted = u64::from(floor.live_threads) < useful;
@@ -638,6 +683,17 @@ impl<C: Client> Engine<C> {
             floor.live_threads += 1;
         }
         wanted
+    }
+
+    /// Whether a lane thread that has waited in vain for as long as one may is to end: then it is counted no more.
+    pub fn thread_may_end(&self) -> bool {
+        let floor = &mut lock(&self.state).floor;
+        let useful = floor
+            .open_thread_items
+            .min(u64::from(self.limits.max_slots));
+        let ends = floor.threads.is_empty() && u64::from(floor.live_threads) > useful;
+        floor.live_threads -= u32::from(ends);
+        ends
     }
 
     /// A thread that was counted could not be started, or has ended.
@@ -754,14 +810,28 @@ impl<C: Client> Engine<C> {
         open.collect()
     }
 
-    /// The pids of the workers that are there.
+    /// The pids of the workers that live and were not told to end, in the order in which they were asked for.
     pub fn worker_pids(&self) -> Vec<i32> {
-        lock(&self.state)
-            .floor
-            .links
-            .values()
-            .filter_map(|link| link.pid)
-            .collect()
+        let state = lock(&self.state);
+        let links = state.floor.links.iter();
+        let up = links.filter(|(id, link)| link.dead_by.is_none() && state.scheduler.is_up(**id));
+        up.filter_map(|(_, link)| link.pid).collect()
+    }
+
+    /// Sends a signal to every worker process that lives, those that are about to end included; not to what its
+    /// tasks have started. False if that is not the number of a signal.
+    #[must_use]
+    pub fn signal_workers(&self, signal: i32) -> bool {
+        let Some(signal) = Signal::from_named_raw(signal) else {
+            return false;
+        };
+        for link in lock(&self.state).floor.links.values() {
+            if let Some(pidfd) = &link.pidfd {
+                // Whoever is gone needs none.
+                let _ = rustix::process::pidfd_send_signal(pidfd, signal);
+            }
+        }
+        true
     }
 
     /// In a forked child: forgets workers and threads, ends every call as cancelled, and is ready for new
@@ -772,7 +842,7 @@ impl<C: Client> Engine<C> {
             let was_open = !matches!(state.scheduler.accepts(), Err(Refused::ShutDown));
             let floor = Floor::new(state.floor.initializer.clone());
             let mut fresh = State {
-                scheduler: Scheduler::new(self.config.clone()),
+                scheduler: Scheduler::new(self.limits.config()),
                 floor,
             };
             // Futures and maps from before the fork must not be taken for new ones.
@@ -861,17 +931,19 @@ impl<C: Client> Engine<C> {
         }
     }
 
-    /// What a lane thread does with [`ThreadNext::Wait`]: returns when there may be something to do. Without the
-    /// interpreter's lock.
-    pub fn wait_for_thread_work(&self, seen: u32) {
+    /// What a lane thread does with [`ThreadNext::Wait`]: returns when there may be something to do; false when it
+    /// has waited in vain for as long as one may. Without the interpreter's lock.
+    #[must_use]
+    pub fn wait_for_thread_work(&self, seen: u32) -> bool {
         let changed = || self.thread_bell.load(Ordering::SeqCst) != seen;
         if !self.thread_polls.swap(true, Ordering::SeqCst) {
             waiting::poll_until(waiting::SPIN_CROWDED_NS, changed);
             self.thread_polls.store(false, Ordering::SeqCst);
         }
         self.thread_sleepers.fetch_add(1, Ordering::SeqCst);
-        let _ = futex::wait(&self.thread_bell, seen, None, Scope::Private);
+        let waited = futex::wait(&self.thread_bell, seen, self.limits.idle, Scope::Private);
         self.thread_sleepers.fetch_sub(1, Ordering::SeqCst);
+        waited != Waited::TimedOut
     }
 }
 
@@ -949,7 +1021,8 @@ impl<C: Client> State<C> {
         match action {
             Action::Spawn(worker) => {
                 engine.links_changed.fetch_add(1, Ordering::Release);
-                if let Err(error) = floor.spawn(worker) {
+                let world = self.scheduler.world_of(worker);
+                if let Err(error) = floor.spawn(worker, world.unwrap_or_default()) {
                     floor.spawn_error = Some(error.to_string());
                     floor.faults.push(Event::SpawnFailed(worker));
                 }
@@ -1249,13 +1322,14 @@ impl<C: Client> State<C> {
 }
 
 impl<C: Client> Floor<C> {
-    fn spawn(&mut self, worker: WorkerId) -> io::Result<()> {
+    fn spawn(&mut self, worker: WorkerId, world: WorldId) -> io::Result<()> {
         let membership = self
             .membership
             .as_ref()
             .ok_or_else(|| io::Error::other("not a member of the hub"))?;
         let mut link = Link::create()?;
-        link.boot(self.world.to_vec(), self.initializer.as_deref());
+        let world = self.worlds.get(&world).map(|world| world.to_vec());
+        link.boot(world.unwrap_or_default(), self.initializer.as_deref());
         // From its first message on the worker is to wake an engine that sleeps already.
         link.announce(self.care.told, self.care.listener);
         if let (Some((tasks, answers)), Some(signals)) = (link.segments(), &self.signals) {

@@ -30,8 +30,8 @@ pub use client::{AnswerBytes, Client, End, Loss, Run};
 pub use definition::Definition;
 pub use engine::waiting::{Attended, Patience, Watch, poll_until};
 pub use engine::{
-    BreakageReport, Engine, Initializer, Plan, Remote, Single, SubmitError, ThreadDone, ThreadNext,
-    ThreadPiece, forked_child,
+    BreakageReport, Engine, Initializer, Limits, Plan, Remote, Single, SubmitError, ThreadDone,
+    ThreadNext, ThreadPiece, forked_child,
 };
 pub use hub::{
     Ending, ForkGuard, has_program, learn, set_program, try_before_fork, wait_for_fork, want_site,

@@ -88,10 +88,7 @@ impl Port for Narrow {
 
 #[test]
 fn a_message_holds_no_more_than_fits() {
-    let mut scheduler = Scheduler::new(Config {
-        max_slots: 1,
-        prefetch: 3,
-    });
+    let mut scheduler = Scheduler::new(Config::new(1, 3));
     let spec = CallSpec {
         chunk_items: Some(8),
         ..measured(10)

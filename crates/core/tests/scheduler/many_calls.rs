@@ -48,13 +48,7 @@ fn submit(scheduler: &mut Scheduler, port: &mut Counting) -> CallId {
 
 fn full(max_slots: u32) -> (Scheduler, Counting) {
     let port = Counting(Asked::default().into());
-    (
-        Scheduler::new(Config {
-            max_slots,
-            prefetch: 1,
-        }),
-        port,
-    )
+    (Scheduler::new(Config::new(max_slots, 1)), port)
 }
 
 #[test]

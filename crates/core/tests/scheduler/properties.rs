@@ -2,7 +2,7 @@
 
 use crate::world::{SIGKILL, World};
 use proptest::prelude::*;
-use rightlane_core::{CallId, CallSpec, Lane, WorkerId};
+use rightlane_core::{CallId, CallSpec, Config, Lane, WorkerId};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -36,6 +36,7 @@ enum Op {
     Rubbish(usize, u64),
     Stubborn(usize),
     PassTime(u64),
+    Turn(u32),
     Busy(u64),
 }
 
@@ -67,6 +68,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (which(), any::<u64>()).prop_map(|(i, n)| Op::Rubbish(i, n)),
         2 => which().prop_map(Op::Stubborn),
         3 => passing(),
+        2 => (0..3_u32).prop_map(Op::Turn),
         1 => prop_oneof![Just(1_u64), Just(1_000), Just(100_000_000)].prop_map(Op::Busy),
     ]
 }
@@ -90,6 +92,7 @@ fn stream_op() -> impl Strategy<Value = Op> {
         10 => which().prop_map(Op::Thread),
         2 => which().prop_map(Op::KillAndReport),
         6 => passing(),
+        1 => (0..2_u32).prop_map(Op::Turn),
         2 => prop_oneof![Just(1_u64), Just(1_000), Just(100_000_000)].prop_map(Op::Busy),
     ]
 }
@@ -246,6 +249,7 @@ impl Run {
                 }
             }
             Op::PassTime(ns) => self.world.pass_time(ns),
+            Op::Turn(world) => self.world.turn(world),
             Op::Busy(ns) => self.world.outside.busy_ns_per_item = ns,
         }
     }
@@ -263,21 +267,33 @@ fn config() -> ProptestConfig {
     config
 }
 
+/// Executors with and without limits to their workers' lives.
+fn executor() -> impl Strategy<Value = Config> {
+    let items = prop_oneof![2 => Just(None), 1 => Just(Some(1)), 2 => (2..9_u64).prop_map(Some)];
+    let idle = prop_oneof![2 => Just(None), 1 => (1..2_000_000_000_u64).prop_map(Some)];
+    (1..6_u32, 0..4_u32, items, idle).prop_map(
+        |(max_slots, prefetch, items_per_worker, idle_ns)| Config {
+            items_per_worker,
+            idle_ns,
+            ..Config::new(max_slots, prefetch)
+        },
+    )
+}
+
 proptest! {
     #![proptest_config(config())]
 
-    /// Invariants 1, 2 and 4, rules 4, 8 and 16: see `world` and `ledger` for what is checked.
+    /// Invariants 1, 2 and 4, rules 4, 8, 10, 16 and 20: see `world` and `ledger` for what is checked.
     #[test]
     fn every_item_ends_once_and_every_ending_ends(
-        max_slots in 1..6_u32,
-        prefetch in 0..4_u32,
+        config in executor(),
         initializer in prop::bool::weighted(0.2),
         seed in any::<u64>(),
         ops in prop::collection::vec(op(), 1..160),
         last in prop::collection::vec(last_op(), 0..2),
         after in prop::collection::vec(op(), 0..40),
     ) {
-        let mut world = World::new(max_slots, prefetch).with_random_sight(seed);
+        let mut world = World::with(config).with_random_sight(seed);
         if initializer {
             world = world.with_initializer();
         }
@@ -292,12 +308,11 @@ proptest! {
     /// compares whatever leaves for the first time with all that waits.
     #[test]
     fn submits_are_served_in_order(
-        max_slots in 1..5_u32,
-        prefetch in 0..3_u32,
+        config in executor(),
         seed in any::<u64>(),
         ops in prop::collection::vec(stream_op(), 1..300),
     ) {
-        let mut world = World::new(max_slots, prefetch).with_random_sight(seed);
+        let mut world = World::with(config).with_random_sight(seed);
         world.outside.ledger.in_order = true;
         let mut run = Run::new(world);
         for op in &ops {

@@ -11,7 +11,7 @@ use crate::ledger::{End, Ledger, Place};
 use rightlane_core::scheduler::FAILED_BOOTS;
 use rightlane_core::{
     Action, CallId, CallSpec, Cancel, Claim, Config, Event, Exit, Lane, Moment, PieceSeq, Port,
-    RETIRE_NS, Refused, Scheduler, TERMINATE_NS, Unexpected, Verdict, WorkerId,
+    RETIRE_NS, Refused, Scheduler, TERMINATE_NS, Unexpected, Verdict, WorkerId, WorldId,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -99,6 +99,13 @@ struct SimWorker {
     claim: Option<Claim>,
     claim_before: Option<Claim>,
     sent: VecDeque<Sent>,
+    /// The world it was forked in.
+    world: WorldId,
+    /// How many items it was sent, and how many it began to run.
+    received: u64,
+    ran: u64,
+    /// When it last had something to do.
+    last_held: Moment,
     told: Told,
     /// Ignores requests to end, SIGTERM included.
     stubborn: bool,
@@ -120,6 +127,8 @@ struct LaneThread {
 #[derive(Debug)]
 pub(crate) struct Outside {
     workers: BTreeMap<WorkerId, SimWorker>,
+    /// The most items that a worker may run.
+    most_items: u64,
     threads: Vec<LaneThread>,
     pub(crate) ledger: Ledger,
     pub(crate) coin: Coin,
@@ -230,6 +239,11 @@ impl Outside {
                 } else {
                     self.ledger.begin_run(piece.call, place);
                     worker.at = At::Running;
+                    worker.ran += 1;
+                    assert!(
+                        worker.ran <= self.most_items,
+                        "{id} runs more than it may (rule 10)"
+                    );
                 }
             }
             At::Running => {
@@ -271,6 +285,9 @@ pub(crate) struct World {
     log: Vec<Action>,
     max_slots: usize,
     prefetch: usize,
+    idle_ns: Option<u64>,
+    /// The world that each call belongs to.
+    world_of: BTreeMap<CallId, WorldId>,
     initializer: bool,
     /// Whether a kill was asked for in this step.
     kill_asked: bool,
@@ -282,13 +299,17 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(max_slots: u32, prefetch: u32) -> World {
+        World::with(Config::new(max_slots, prefetch))
+    }
+
+    pub(crate) fn with(config: Config) -> World {
+        let (max_slots, prefetch, idle_ns) = (config.max_slots, config.prefetch, config.idle_ns);
+        let most_items = config.items_per_worker.unwrap_or(u64::MAX);
         World {
-            scheduler: Scheduler::new(Config {
-                max_slots,
-                prefetch,
-            }),
+            scheduler: Scheduler::new(config),
             outside: Outside {
                 workers: BTreeMap::new(),
+                most_items,
                 threads: Vec::new(),
                 ledger: Ledger::default(),
                 coin: Coin(1),
@@ -300,6 +321,8 @@ impl World {
             log: Vec::new(),
             max_slots: max_slots as usize,
             prefetch: prefetch as usize,
+            idle_ns,
+            world_of: BTreeMap::new(),
             initializer: false,
             kill_asked: false,
             failed_boots: 0,
@@ -325,8 +348,20 @@ impl World {
         assert_eq!(opened.is_ok(), self.scheduler.accepts().is_ok());
         let id = opened.ok()?;
         self.outside.ledger.open(id, spec);
+        self.world_of.insert(id, self.scheduler.world());
         self.after_step();
         Some(id)
+    }
+
+    /// The caller's world changes.
+    pub(crate) fn turn(&mut self, world: u32) {
+        self.scheduler.set_world(WorldId(world));
+        self.after_step();
+    }
+
+    /// How many items a worker has begun.
+    pub(crate) fn ran(&self, id: WorkerId) -> u64 {
+        self.outside.workers[&id].ran
     }
 
     pub(crate) fn submit(&mut self, lane: Lane) -> CallId {
@@ -662,6 +697,7 @@ impl World {
             }
             Message::Done { seq, busy_ns } => {
                 worker.sent.pop_front();
+                worker.last_held = self.now;
                 self.event(Event::PieceDone {
                     worker: id,
                     seq,
@@ -671,6 +707,7 @@ impl World {
             }
             Message::Skipped { seq, from } => {
                 worker.sent.pop_front();
+                worker.last_held = self.now;
                 self.event(Event::Skipped {
                     worker: id,
                     seq,
@@ -862,6 +899,10 @@ impl World {
                     claim: None,
                     claim_before: None,
                     sent: VecDeque::new(),
+                    world: self.scheduler.world_of(id).expect("a worker that is there"),
+                    received: 0,
+                    ran: 0,
+                    last_held: self.now,
                     told: Told::Nothing,
                     stubborn: false,
                     worked: false,
@@ -885,6 +926,11 @@ impl World {
                     Told::Nothing,
                     "work for {id}, which was told to end"
                 );
+                assert_eq!(
+                    worker.world, self.world_of[&call],
+                    "{id} is of another world than {call:?}"
+                );
+                worker.received += items.end - items.start;
                 worker.sent.push_back(Sent {
                     seq,
                     call,
@@ -916,12 +962,18 @@ impl World {
                 });
             }
             Action::Retire(id) => {
-                assert!(
-                    self.outside.ledger.calls.values().all(|c| c.done),
-                    "retired too early"
-                );
+                let over = self.outside.ledger.calls.values().all(|c| c.done);
+                let strange = self.world_of.values().any(|&world| world != WorldId(0));
                 let worker = self.outside.workers.get_mut(&id).expect("a worker");
                 assert_eq!(worker.told, Told::Nothing);
+                let used_up = worker.received >= self.outside.most_items;
+                let rested = self
+                    .idle_ns
+                    .is_some_and(|ns| worker.last_held.after_ns(ns) <= self.now);
+                assert!(
+                    over || worker.sent.is_empty() && (used_up || rested || strange),
+                    "{id} is retired too early"
+                );
                 worker.told = Told::Retire { at: self.now };
             }
             Action::Terminate(id) => {
@@ -1044,7 +1096,11 @@ impl World {
             workers.values().filter(|w| !w.sent.is_empty()).count() + self.outside.threads.len();
         assert!(busy <= self.max_slots);
         // Where a process could not be made while others work, theirs is the next answer to wait for.
-        if busy < self.max_slots && !self.scheduler.is_spawning_paused() {
+        let live = workers.values().filter(|w| w.told != Told::Kill).count();
+        assert!(live <= 3 * self.max_slots + 1, "processes pile up");
+        // Nor does anybody wait beside a slot, but for workers that are asked to end and take their time.
+        let waits = self.scheduler.is_spawning_paused() || self.scheduler.waits_for_endings();
+        if busy < self.max_slots && !waits {
             assert!(
                 !self.outside.ledger.anything_waits(),
                 "work waits beside a free slot"

@@ -4,6 +4,18 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The umask. The kernel tells it quickly only to who sets it, so it is set to what it was last seen to be: usually
+/// that is what it is, and nothing changes. If it is not, it is set back at once; a file that another thread
+/// makes in that moment gets the mask of before the change. (`/proc` would take six microseconds.)
+pub fn umask(expected: u32) -> u32 {
+    use rustix::fs::Mode;
+    let found = rustix::process::umask(Mode::from_bits_truncate(expected));
+    if found.bits() != expected {
+        rustix::process::umask(found);
+    }
+    found.bits()
+}
+
 /// Blocks every signal in the calling thread: native threads of the engine take none (rule 17).
 pub fn block_all_signals() {
     // SAFETY: both sets are local and initialised by sigfillset before use.
