@@ -2,7 +2,7 @@
 
 use crate::ledger::End::Answered;
 use crate::world::World;
-use rightlane_core::{Action, Lane, WorkerId, WorldId};
+use rightlane_core::{Action, CallSpec, Lane, WorkerId, WorldId};
 
 #[test]
 fn after_a_change_a_new_worker_takes_the_place_of_an_idle_one() {
@@ -98,4 +98,29 @@ fn idle_strangers_end_where_no_process_can_be_made() {
     assert!(world.take_log().contains(&Action::Retire(WorkerId(0))));
     world.finish();
     assert_eq!(world.ends(call), [Some(Answered)]);
+}
+
+/// A stream of single submits belongs to one world; threads' streams to none.
+#[test]
+fn a_stream_takes_no_items_of_another_world() {
+    let mut world = World::new(2, 1);
+    let open = |lane| CallSpec {
+        lane,
+        chunk_items: None,
+        items: 1,
+        closed: false,
+        pace: None,
+    };
+    let [processes, threads] = [Lane::Process, Lane::Thread].map(|lane| {
+        let call = world.open(&open(lane)).expect("an executor");
+        world.run_dry(WorkerId(0));
+        call
+    });
+    let joins = |world: &World| [processes, threads].map(|id| world.scheduler.joins_in_order(id));
+    assert_eq!(joins(&world), [true, true]);
+    world.turn(1);
+    assert_eq!(joins(&world), [false, true]);
+    world.turn(0);
+    assert_eq!(joins(&world), [true, true]);
+    world.finish();
 }
