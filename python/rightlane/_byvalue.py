@@ -49,6 +49,7 @@ from rightlane import _definitions
 from rightlane._definitions import (
     _ALIAS,
     _BLOB,
+    _CHECKED,
     _GONE,
     _GROUP,
     _MISSING,
@@ -205,6 +206,8 @@ def _importable(name: str | None) -> bool:
     if module is None or _registered_by_value(name):
         return False
     spec = getattr(module, "__spec__", None)
+    if _outdated and _outdated.get(name, _MISSING) is spec:
+        return False
     package, _, leaf = name.rpartition(".")
     if spec is None or spec.name != name:
         # A package may make submodules itself, or give one two names; importing the package brings them.
@@ -223,6 +226,11 @@ def _importable(name: str | None) -> bool:
 
 
 _found: dict[str, tuple[Any, int, bool]] = {}
+
+# Modules that a worker imports otherwise than this process did, and the spec they had when that was seen: one
+# that is loaded anew has another.
+_outdated: dict[str, Any] = {}
+_outdatings = 0  # how often something was added
 
 
 def _on_path(origin: str | None, package: str, leaf: str) -> bool:
@@ -1276,15 +1284,22 @@ def resolve_parent(definition_id: int, index: int = 0) -> Any:
 
 
 class _Referenced:
-    """A callable that travels as one plain pickle, and the definition it had last."""
+    """A callable that travels as one plain pickle, or by value, and the definition it had last.
 
-    __slots__ = ("definition", "deps", "fixed", "ref")
+    `body` is what that says of a callable by value, which may have to be checked first.
+    """
 
-    def __init__(self, ref: Any, definition: Definition, deps: list[int], fixed: bytes) -> None:
+    __slots__ = ("body", "definition", "deps", "fixed", "marks", "ref")
+
+    def __init__(
+        self, ref: Any, definition: Definition, deps: list[int], fixed: bytes, marks: _Marks
+    ) -> None:
+        self.body: Definition | None = None
         self.ref = ref
         self.definition = definition
         self.deps = deps
         self.fixed = fixed
+        self.marks = marks
 
 
 _references: dict[int, _Referenced] = {}
@@ -1307,16 +1322,16 @@ def _record(fn: Callable[..., Any]) -> Definition:
         if _by_value(fn):
             node = _node_of(fn)
             definition, index = _address(node)
-            if not index:
-                return definition
-            # A group's own id means its first member.
-            if node.alias is None or node.alias[0] is not definition:
-                blob = _ALIAS + marshal.dumps((definition.id, index), _MARSHAL_VERSION)
-                node.alias = definition, _new_definition(blob, [definition])
-                _remember(node.alias[1], [fn])
-            return node.alias[1]
+            if index:
+                # A group's own id means its first member.
+                if node.alias is None or node.alias[0] is not definition:
+                    blob = _ALIAS + marshal.dumps((definition.id, index), _MARSHAL_VERSION)
+                    node.alias = definition, _new_definition(blob, [definition])
+                    _remember(node.alias[1], [fn])
+                definition = node.alias[1]
+            return _checked(fn, definition)
         known = _references.get(id(fn))
-        if known is not None and known.ref() is fn:
+        if known is not None and known.ref() is fn and known.body is None and known.marks.hold():
             return known.definition
     return _record_pickled(fn)
 
@@ -1327,7 +1342,8 @@ def made_from(fn: Callable[..., Any], definition: Definition) -> tuple[Any, ...]
 
     The kinds, in the order that `crates/python/src/known.rs` numbers them: the function's attribute of this
     name is this object (0), or an empty dictionary (1); the dictionary has this object under the name (2), or
-    nothing (3), or the function itself (4); the set is empty (5).
+    nothing (3), or the function itself (4); the set is empty (5); of a pair, the first one's attribute of
+    this name is the second (6).
     """
     if type(fn) is not FunctionType or fn.__closure__ is not None or fn.__kwdefaults__ or fn.__dict__:
         return None
@@ -1345,7 +1361,11 @@ def made_from(fn: Callable[..., Any], definition: Definition) -> tuple[Any, ...]
     if _by_value(fn):
         node = _node_of(fn)
         alone = node.closure is not None and len(node.closure) == 1 and node.checked == _epoch
-        if not alone or not node.immutable or node.address != (definition, 0) or _annotations(fn):
+        known = _references.get(id(fn))
+        if known is None or known.ref() is not fn or known.definition is not definition:
+            return None
+        body = known.body or definition
+        if not alone or not node.immutable or node.address != (body, 0) or _annotations(fn):
             return None
         if node.stamps is None or len(node.stamps) != 1:
             return None
@@ -1360,13 +1380,20 @@ def made_from(fn: Callable[..., Any], definition: Definition) -> tuple[Any, ...]
                     checks.append((2, fn.__globals__, name, value))
                 else:
                     return None
-        return tuple(checks)
+        stamped = known.marks.checks()
+        return None if stamped is None else (*checks, *stamped)
     known = _references.get(id(fn))
     if known is None or known.ref() is not fn or known.definition is not definition:
         return None
     module = sys.modules.get(fn.__module__)
     if type(module) is not ModuleType or vars(module).get(fn.__qualname__) is not fn:
         return None
+    stamped = known.marks.checks()
+    if stamped is None:
+        return None
+    # Of the function itself all is said.
+    itself = (module, fn.__qualname__), (fn, "__code__")
+    checks += [check for check in stamped if (check[3][0], check[2]) not in itself]
     checks += [(2, sys.modules, fn.__module__, module), (4, vars(module), fn.__qualname__, None)]
     pickler = sys.modules.get("cloudpickle.cloudpickle")
     if pickler is None:
@@ -1376,11 +1403,37 @@ def made_from(fn: Callable[..., Any], definition: Definition) -> tuple[Any, ...]
     return tuple(checks)
 
 
+def _checked(fn: Any, body: Definition) -> Definition:
+    """A callable by value, whose functions may name some of a module that workers import (rule 5)."""
+    known = _references.get(id(fn))
+    if known is not None and known.ref() is fn and known.deps == [body.id] and known.marks.hold():
+        return known.definition
+    marks = _marks_of(fn)
+    definition, data = body, b""
+    if marks.found:
+        alias = _ALIAS + marshal.dumps((body.id, 0), _MARSHAL_VERSION)
+        data = _CHECKED + marshal.dumps((alias, marks.found, marks.since), _MARSHAL_VERSION)
+        if known is not None and known.ref() is fn and known.deps == [body.id] and known.fixed == data:
+            known.marks = marks
+            return known.definition
+        definition = _new_definition(data, [body])
+    ref = _weakref.ref(fn, _dropper(_references, id(fn)))
+    made = _references[id(fn)] = _Referenced(ref, definition, [body.id], data, marks)
+    made.body = body
+    if marks.found:
+        _remember_checked(definition, _weakref.ref(fn), "", marks)
+    return definition
+
+
 def _record_pickled(fn: Callable[..., Any]) -> Definition:
     # Bound methods are made anew at each access; what they are bound to is what lasts.
     anchor = fn.__self__ if isinstance(fn, MethodType) else fn
     key = id(anchor) ^ id(fn.__func__) if isinstance(fn, MethodType) else id(fn)
     deps: list[Definition] = []
+    known = _references.get(key)
+    if known is not None and (known.ref() is not anchor or known.body is not None):
+        known = None
+    marks = known.marks if known is not None and known.marks.hold() else _marks_of(fn)
     name = _importable_name(fn)
     if name:
         data = _NAMED + marshal.dumps(name, _MARSHAL_VERSION)
@@ -1392,17 +1445,268 @@ def _record_pickled(fn: Callable[..., Any]) -> Definition:
         if not plain_pickles_suffice(data):
             data, deps = _dumps(fn)
         data = _PLAIN + data
-    known = _references.get(key)
+    if marks.found:
+        data = _CHECKED + marshal.dumps((data, marks.found, marks.since), _MARSHAL_VERSION)
     ids = [dep.id for dep in deps]
-    if known is not None and known.ref() is anchor and known.fixed == data and known.deps == ids:
+    if known is not None and known.fixed == data and known.deps == ids:
+        known.marks = marks
         return known.definition
     definition = _new_definition(data, deps)
     try:
         ref = _weakref.ref(anchor, _dropper(_references, key))
     except TypeError:
         return definition
-    _references[key] = _Referenced(ref, definition, ids, data)
+    _references[key] = _Referenced(ref, definition, ids, data, marks)
+    if marks.found:
+        method = fn.__name__ if isinstance(fn, MethodType) else ""
+        _remember_checked(definition, _weakref.ref(anchor), method, marks)
     return definition
+
+
+def frames_by_value(definition_id: int, modules: list[str]) -> tuple[int, list[tuple[int, bytes]]]:
+    """What a definition by reference means, by value, because a worker imports other code (rule 5). Also
+    since when: definitions that were made before may still mean the modules' functions by reference.
+
+    Of the modules named, those that the definition has to do with go by value from here on, until they are
+    loaded anew. Raises `Unsendable` if that is not possible, and LookupError if the function is gone.
+    """
+    global _epoch, _hidden, _outdatings
+    with _definitions.lock:
+        ref, method, its_own = _checked_ones.get(definition_id, (None, "", ()))
+        fn = ref() if ref is not None else None
+        if fn is None:
+            raise LookupError("it no longer exists there")
+        if method:
+            fn = getattr(fn, method)
+        for name in modules:
+            if name in its_own:
+                _outdated[name] = getattr(sys.modules.get(name), "__spec__", None)
+        for node in list(_nodes.values()):
+            node.stamps = None  # it may hold what the module had when it went by reference
+        _epoch += 1
+        _outdatings += 1
+        _hidden = (0, 0, ())
+        return _outdatings, record(fn).frames()
+
+
+def _remember_checked(definition: Definition, ref: Any, method: str, marks: _Marks) -> None:
+    """A worker may ask for what this definition means, also when another has taken its place here."""
+    if len(_checked_ones) >= _KEEP:
+        for number in [number for number, (ref, _, _) in _checked_ones.items() if ref() is None]:
+            del _checked_ones[number]
+        if len(_checked_ones) >= _KEEP:
+            del _checked_ones[next(iter(_checked_ones))]
+    _checked_ones[definition.id] = ref, method, tuple({module for module, _, _ in marks.found})
+
+
+# By number: what they were made from, as in `_Referenced`, and the modules that they name.
+_checked_ones: dict[int, tuple[Any, str, tuple[str, ...]]] = {}
+
+# What code a definition by reference stands for ---------------------------------------------------
+
+_MOST_MARKS = 64
+_MOST_CHECKS = 24
+
+
+class _Marks:
+    """The code behind a callable that a worker is to import, and what must be the same for it to be so still.
+
+    `found` is for the worker: module, qualified name and fingerprint; without a name, when its file changed.
+    `stamps` are an object, the name of an attribute, and what that must be; functions, classes and modules by
+    weak references.
+    """
+
+    __slots__ = ("found", "since", "stamps")
+
+    def __init__(self) -> None:
+        self.since = _outdatings
+        self.found: tuple[tuple[str, str, Any], ...] = ()
+        self.stamps: list[tuple[Any, str, Any]] = []
+
+    def hold(self) -> bool:
+        if self.since != _outdatings:
+            return False
+        for ref, name, wanted in self.stamps:
+            obj = ref()
+            if obj is None or not _same(getattr(obj, name, _MISSING), wanted):
+                return False
+        return True
+
+    def checks(self) -> list[tuple[int, Any, str, tuple[Any, Any]]] | None:
+        """The same for `known.rs`, if it is short."""
+        if len(self.stamps) > _MOST_CHECKS:
+            return None
+        found = []
+        for ref, name, wanted in self.stamps:
+            obj, value = ref(), wanted() if type(wanted) is _weakref.ref else wanted
+            if obj is None or value is None:
+                return None
+            found.append((6, None, name, (obj, value)))
+        return found
+
+    def reloaded(self, name: str) -> tuple[str, str, int]:
+        """The mark of a module that was loaded anew: its data may be other data, so no worker may have it
+        that is older than its file.
+        """
+        try:
+            changed_ns = posix.stat(sys.modules[name].__spec__.origin).st_mtime_ns  # type: ignore[union-attr, arg-type]
+        except (AttributeError, OSError, TypeError, ValueError):
+            changed_ns = 0
+        return name, "", changed_ns
+
+    def stamp(self, obj: Any, name: str, wanted: Any) -> None:
+        try:
+            self.stamps.append((_weakref.ref(obj), name, wanted))
+        except TypeError:
+            pass  # something of the user's that stands in for a module
+
+
+def _marks_of(fn: Any) -> _Marks:
+    """The code that a call of `fn` enters by names that a worker imports.
+
+    Of a user's module not only what is called, but also what that names in turn, as far as it is in such a
+    module: an edit of a helper changes what a function does as much as one of its own lines. Installed
+    packages are taken at their word beyond the function itself. Modules that an import hook made (pytest's
+    assertions, say) are not looked at: a worker without the hook has other code, and always had.
+    """
+    marks = _Marks()
+    found: dict[tuple[str, str], Any] = {}
+    seen: set[int] = set()
+    modules: dict[str, None] = {}  # of the user's, that a worker imports
+    todo = [_entered(fn)]
+    while todo and len(found) < _MOST_MARKS:
+        obj = todo.pop()
+        if id(obj) not in seen and _has_code(obj):
+            seen.add(id(obj))
+            try:
+                todo += _mark(obj, marks, found, modules)
+            except Exception:  # a class whose metaclass gives no straight answers
+                continue
+    for name in modules:
+        module = sys.modules.get(name)
+        spec = getattr(module, "__spec__", None)
+        if module is not None and spec is not None:
+            marks.stamp(module, "__spec__", spec)
+            if _specs.setdefault(name, spec) is not spec:
+                _specs[name] = spec
+                _reloaded.add(name)
+    marks.found = tuple((*key, value) for key, value in found.items())
+    marks.found += tuple(marks.reloaded(name) for name in modules if name in _reloaded)
+    return marks
+
+
+def _mark(obj: Any, marks: _Marks, found: dict[tuple[str, str], Any], modules: dict[str, None]) -> list[Any]:
+    """Add the marks of one function or class; returns what these name."""
+    module, qualname = obj.__module__, obj.__qualname__
+    is_class = issubclass(type(obj), type)
+    if not isinstance(module, str) or not isinstance(qualname, str):
+        return []
+    if is_class and not obj.__flags__ & _HEAP_TYPE:
+        return []
+    named: list[Any] = []
+    if _by_value(obj):
+        # Its own code comes along; what it changes to has a new definition.
+        for member in list(vars(obj).values()) if is_class else [obj]:
+            for function in _definitions.functions_behind(member):
+                named += _named_by(function, modules)
+        return named
+    if _loaded_by_hook(module):
+        return []
+    users = _is_users(module)
+    if users:
+        modules[module] = None
+    if "." not in qualname:
+        marks.stamp(sys.modules[module], qualname, _weakref.ref(obj))
+    members: list[tuple[str, Any]] = [(qualname, obj)]
+    if is_class:
+        members = [(f"{qualname}.{name}", value) for name, value in list(vars(obj).items())]
+        named += [base for base in obj.__bases__ if _has_users_code(base)]
+    for name, member in members:
+        functions = _definitions.functions_behind(member)
+        # Generated methods, as those of data classes, follow from what the class says.
+        if functions and not (is_class and functions[0].__code__.co_filename[:1] == "<"):
+            found[module, name] = _definitions.fingerprint(member)
+            for function in functions:
+                marks.stamp(function, "__code__", function.__code__)
+                if users:
+                    named += _named_by(function, modules)
+    return named
+
+
+def _entered(fn: Any) -> Any:
+    """What a call of `fn` calls first that has a name."""
+    for _ in range(16):
+        if isinstance(fn, MethodType):
+            fn = fn.__func__
+        elif type(fn).__name__ == "partial" and type(fn).__module__ == "functools":
+            fn = fn.func
+        else:
+            break
+    return fn if _has_code(fn) else type(fn).__call__ if callable(fn) else None
+
+
+def _has_code(obj: Any) -> bool:
+    """Whether it is a function or a class. By its type alone: nothing of the user's must run here."""
+    kind = type(obj)
+    return kind is FunctionType or issubclass(kind, type) or kind.__name__ == "_lru_cache_wrapper"
+
+
+def _loaded_by_hook(module: str) -> bool:
+    loader = getattr(getattr(sys.modules.get(module), "__spec__", None), "loader", None)
+    return type(loader).__module__ not in ("_frozen_importlib_external", "zipimport")
+
+
+def _is_users(module: str) -> bool:
+    top = module.partition(".")[0]
+    if top == "__main__":
+        return True
+    if top in sys.stdlib_module_names or top == _PACKAGE:
+        return False
+    origin = getattr(getattr(sys.modules.get(module), "__spec__", None), "origin", None)
+    return isinstance(origin, str) and "/site-packages/" not in origin and "/dist-packages/" not in origin
+
+
+# The specs under which modules were first seen here, and those that have been loaded anew since.
+_specs: dict[str, Any] = {}
+_reloaded: set[str] = set()
+
+
+def _named_by(fn: FunctionType, used: dict[str, None]) -> Iterator[Any]:
+    """Functions and classes of a user's modules that the code of `fn` may mean by its names.
+
+    The modules it names are added to `used`.
+    """
+    for value in map(_contents, fn.__closure__ or ()):
+        if _has_users_code(value):
+            yield value
+    names: set[str] = set()
+    codes = [fn.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes.extend(const for const in code.co_consts if type(const) is CodeType)
+    modules = []
+    order = sorted(names)
+    for name in order:
+        # One that is no global may be a module that the function imports by itself.
+        value = fn.__globals__[name] if name in fn.__globals__ else sys.modules.get(name)
+        if type(value) is ModuleType:
+            known_as = getattr(value, "__name__", None)
+            if isinstance(known_as, str) and _is_users(known_as):
+                modules.append(vars(value))
+                if _importable(known_as) and not _loaded_by_hook(known_as):
+                    used[known_as] = None
+        elif _has_users_code(value):
+            yield value
+    for space in modules:
+        yield from (space[name] for name in order if _has_users_code(space.get(name)))
+
+
+def _has_users_code(value: Any) -> bool:
+    if not _has_code(value):
+        return False
+    module = getattr(value, "__module__", None)
+    return isinstance(module, str) and _is_users(module)
 
 
 def _importable_name(fn: Callable[..., Any]) -> tuple[str, str] | None:

@@ -5,6 +5,9 @@ definition is. This half is on the way to the first result of every worker, so i
 function does not need: what an interpreter has when it is up, and no pickler. Such a function travels by
 `marshal`; the pickler comes with the first object that needs it.
 
+What travels by reference may be checked first: it says what code the parent has under its names, and where
+that is not what this worker has imported, nothing of it is run (rule 5); `_outdated` knows what to do then.
+
 There is one namespace per module name (rule 6). A global is installed when it differs from what was last sent
 under its name, unless the worker itself has bound that name since. An object is registered before its state
 is filled, which is what lets cycles close.
@@ -15,6 +18,7 @@ of its own. User code (`__reduce__`, `__setstate__`) runs inside it.
 
 from __future__ import annotations
 
+import _imp
 import _thread
 import marshal
 import posix
@@ -22,22 +26,39 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
+    from collections.abc import Callable, Iterable, Iterator
+    from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
     from typing import Any, TypeAlias
 
     Address: TypeAlias = tuple[int, int]
+    # Module and hash of each piece of code behind a name; that with what the parent has under a name.
+    Fingerprint: TypeAlias = tuple[tuple[str, bytes], ...]
+    Mark: TypeAlias = tuple[str, str, Any]
 else:
     FunctionType = type(lambda: 0)
     BuiltinFunctionType = type(len)
     ModuleType = type(sys)
     CellType = type((lambda x: lambda: x)(0).__closure__[0])
+    CodeType = type((lambda: 0).__code__)
+    MethodType = type((lambda self: 0).__get__(0))
 
-__all__ = ["address_of", "define", "forget", "is_lasting", "resolve", "start_worker"]
+__all__ = [
+    "Outdated",
+    "address_of",
+    "code_hash",
+    "define",
+    "fingerprint",
+    "forget",
+    "functions_behind",
+    "is_lasting",
+    "resolve",
+    "start_worker",
+    "substitute",
+]
 
 _MISSING: Any = object()
 _SELF = -1  # the definition id by which a group refers to its own members
-_PLAIN, _NAMED, _GROUP, _ALIAS = b"P", b"N", b"G", b"A"
+_PLAIN, _NAMED, _GROUP, _ALIAS, _CHECKED = b"P", b"N", b"G", b"A", b"C"
 _REF, _MODULE, _BLOB, _GONE = range(4)
 # How the bytes of one object begin that was written without a pickler; a pickle begins with an opcode, PROTO.
 _PLAIN_FUNCTION, _PLAIN_VALUE = b"F", b"V"
@@ -65,6 +86,88 @@ def is_lasting(fn: Any) -> bool:
     )
 
 
+class Outdated(Exception):
+    """This worker has imported other code than the parent has under the same names (rule 5).
+
+    `marks` are those of the parent that do not hold here, with what is here instead.
+    """
+
+    def __init__(self, marks: list[tuple[Mark, Fingerprint]]) -> None:
+        super().__init__(marks)
+        self.marks = marks
+
+
+_MOST_WRAPPED = 16
+
+
+def functions_behind(obj: Any) -> list[FunctionType]:
+    """The functions that a call of `obj` enters: its own, and what that wraps, as `functools.wraps` says.
+
+    Nothing of the user's runs here: only objects of these very kinds are looked at.
+    """
+    found: list[FunctionType] = []
+    for _ in range(_MOST_WRAPPED):
+        kind = type(obj)
+        if kind is FunctionType:
+            found.append(obj)
+            obj = obj.__dict__.get("__wrapped__")
+        elif kind is staticmethod or kind is classmethod or kind is MethodType:
+            obj = obj.__func__
+        elif kind.__name__ == "_lru_cache_wrapper" and kind.__module__ == "functools":
+            obj = obj.__wrapped__
+        elif kind is property:
+            for accessor in (obj.fget, obj.fset, obj.fdel):
+                found += functions_behind(accessor)
+            break
+        else:
+            break
+    return found
+
+
+def fingerprint(obj: Any) -> Fingerprint:
+    """What tells the code behind a name from other code: where each part is at home, and its hash."""
+    return tuple(
+        (str(fn.__globals__.get("__name__", "")), code_hash(fn.__code__)) for fn in functions_behind(obj)
+    )
+
+
+def code_hash(code: CodeType) -> bytes:
+    """Equal for equal code in any process of this interpreter, wherever it was compiled, or read from a
+    cache.
+
+    Neither file nor line nor the table of lines counts, as they differ where nothing else does. `co_code` is
+    what was compiled, whatever the interpreter or a tracing tool has put in its place since.
+    """
+    return _imp.source_hash(_HASH_KEY, marshal.dumps(_canonical(code), 2))
+
+
+_HASH_KEY = 5
+
+
+def _canonical(value: Any) -> Any:
+    kind = type(value)
+    if kind is CodeType:
+        return (
+            value.co_code,
+            tuple(map(_canonical, value.co_consts)),
+            value.co_names,
+            value.co_varnames,
+            value.co_freevars,
+            value.co_cellvars,
+            (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags),
+            value.co_exceptiontable,
+            value.co_name,
+        )
+    if kind is tuple:
+        return tuple(map(_canonical, value))
+    if kind is frozenset:  # its order is that of the strings' hashes, and differs from run to run
+        return [sorted(marshal.dumps(_canonical(part), 2) for part in value)]
+    return value if kind in _CONSTANTS else [repr(value)]
+
+
+_CONSTANTS = frozenset({int, float, complex, bool, str, bytes, type(None), type(...)})
+
+
 def _loads(data: Any) -> Any:
     """Make the object that these bytes describe."""
     kind = data[:1]
@@ -90,6 +193,8 @@ class _Worker:
         self.modules: dict[str, ModuleType] = {}  # those that no import finds, by namespace key
         self.sent: dict[tuple[str, str], tuple[Any, Any]] = {}
         self.loading: list[_Load] = []
+        self.started_ns = 0
+        self.by_value: dict[str, int] = {}  # modules that could be imported, and with which case they came so
         self.undo: list[Callable[[], object]] = []  # what the outermost load under way did, to be taken back
 
     def resolve(self, definition_id: int, index: int) -> Any:
@@ -124,6 +229,8 @@ class _Worker:
         group = self.groups.get(definition_id)
         if group is None:
             blob = self.blobs.get(definition_id, b"")
+            if blob[:1] == _CHECKED:
+                blob = marshal.loads(memoryview(blob)[1:])[0]
             if blob[:1] == _ALIAS:
                 yield marshal.loads(memoryview(blob)[1:])[0]
             if blob[:1] != _GROUP:
@@ -143,6 +250,15 @@ class _Worker:
                 import _pickle
 
                 raise _pickle.UnpicklingError(f"definition {definition_id} was never sent to this worker")
+            if blob[:1] == _CHECKED:
+                blob, marks, since = marshal.loads(memoryview(blob)[1:])
+                if blob[:1] == _ALIAS:
+                    # By value: what it names is imported as it is made.
+                    obj = self.resolve(*marshal.loads(memoryview(blob)[1:]))
+                    _check(marks, since, False)
+                    self.objects[definition_id, 0] = obj
+                    return obj
+                _check(marks, since, True)
             kind, data = blob[:1], memoryview(blob)[1:]
             if kind == _PLAIN or kind == _NAMED:
                 # Without an address: a result names such an object as its own pickle does.
@@ -288,12 +404,15 @@ _worker = _Worker()
 
 
 def start_worker(
-    main_file: str | None = None, main_name: str | None = None, main_package: str | None = None
+    main_file: str | None = None,
+    main_name: str | None = None,
+    main_package: str | None = None,
+    started_ns: int = 0,
 ) -> None:
     """Give this process an empty `__main__` and forget every definition.
 
     `main_file`, `main_name` (the module name given to `python -m`) and `main_package` are those of the
-    parent's main module, which is never run here.
+    parent's main module, which is never run here. `started_ns` is when this process became a worker.
     """
     global _worker
     main = ModuleType("__main__")
@@ -308,6 +427,7 @@ def start_worker(
         main.__spec__ = type(spec)(main_name, None, origin=main_file)
     sys.modules["__main__"] = main
     _worker = _Worker()
+    _worker.started_ns = started_ns
 
 
 def define(definition_id: int, blob: bytes) -> None:
@@ -327,6 +447,21 @@ def forget(definition_id: int) -> None:
     for index in range(len(group) if group else 1):
         if not isinstance(worker.objects.get((definition_id, index)), type):
             worker.unregister((definition_id, index))
+
+
+def substitute(
+    definition_id: int, frames: list[tuple[int, bytes]], modules: Iterable[str], since: int
+) -> None:
+    """From now on the first of `frames`, ids and bytes of definitions, is what this definition means.
+
+    That is by value, and so are the functions of these modules from this case on.
+    """
+    _worker.by_value.update(dict.fromkeys(modules, since))
+    for other, blob in frames:
+        _worker.blobs.setdefault(other, blob)
+    first, blob = frames[0]
+    # Only what has a group is named by other objects; the rest is its bytes.
+    _worker.blobs[definition_id] = _ALIAS + marshal.dumps((first, 0), 2) if blob[:1] == _GROUP else blob
 
 
 def resolve(definition_id: int, index: int = 0) -> Any:
@@ -385,6 +520,51 @@ def _named(module: str, qualname: str) -> Any:
     for part in qualname.split("."):
         found = getattr(found, part)
     return found
+
+
+def _check(marks: tuple[Mark, ...], since: int, by_reference: bool) -> None:
+    """Raise `Outdated` unless this worker has the code that the parent has.
+
+    What is `by_reference` itself comes first, and is imported for that. Nor may it be of a module that came
+    by value here and was not yet known to, `since` whatever number of such cases: its state is there.
+    """
+    outdated = []
+    for at, mark in enumerate(marks):
+        module, qualname, wanted = mark
+        if by_reference and not at:
+            _import(module)
+        elif module not in sys.modules:
+            continue  # whoever imports it gets what is there then
+        found: Fingerprint = ()
+        if not qualname:
+            if _is_younger(wanted):
+                outdated.append((mark, found))
+            continue
+        try:
+            obj: Any = sys.modules[module]
+            for part in qualname.split("."):
+                # As it stands there, not as access to it would give it.
+                static = vars(obj) if issubclass(type(obj), type) else {}
+                obj = static[part] if part in static else getattr(obj, part)
+            found = fingerprint(obj)
+        except AttributeError:
+            pass
+        if found != wanted or since < _worker.by_value.get(module, 0):
+            outdated.append((mark, found))
+    if outdated:
+        raise Outdated(outdated)
+
+
+def _is_younger(changed_ns: int) -> bool:
+    """Whether a file was changed in this worker's time: then it may have imported the older one."""
+    import time  # built in
+
+    # Files have their times from a coarser clock; what comes from the future would be younger than any
+    # worker.
+    return _worker.started_ns - _CLOCK_STEP_NS < changed_ns <= time.time_ns()
+
+
+_CLOCK_STEP_NS = 50_000_000
 
 
 def _import(name: str) -> Any:

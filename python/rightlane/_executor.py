@@ -11,7 +11,7 @@ from concurrent.futures import thread as _thread_pool
 # Imported here, with the user's own import, and not by the first call in some thread: a fork of the
 # process in the middle of an import would leave the child waiting for it. What pickles functions is imported
 # by the first executor that may need it, while the template starts on another core.
-from rightlane import _future, _native, _world
+from rightlane import _door, _future, _native, _world
 
 TYPE_CHECKING = False  # nothing here needs `typing` at run time, and its import takes two milliseconds
 if TYPE_CHECKING:
@@ -354,7 +354,8 @@ def _join(engine: _native.Engine) -> None:
     for thread in engine.threads():
         if thread is not current:
             thread.join()
-    _native.retire_completions()
+    if _native.retire_completions():
+        _door.join()
 
 
 def _at_exit() -> None:
@@ -377,6 +378,7 @@ def _at_exit() -> None:
             engine.wait_drained(None)
         _join(engine)
     _native.stop_completions()
+    _door.join()
 
 
 def _name_open_tasks(engine: _native.Engine) -> None:

@@ -22,6 +22,7 @@ from rightlane._core import (
     serve_worker,
     set_template_program,
     stop_completions,
+    take_door,
     umask,
     want_site,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "serve_worker",
     "set_template_program",
     "stop_completions",
+    "take_door",
     "umask",
     "want_site",
 ]

@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["enter_worker", "knows", "learn", "news"]
+__all__ = ["enter_worker", "has_brought", "knows", "learn", "news"]
 
 _PATIENCE_S = 1.0
 _SETTLING_S = 0.02
@@ -230,6 +230,11 @@ def enter_worker() -> None:
     if _brought:
         # By the template's `site`, after it had learned.
         _freshen()
+
+
+def has_brought(name: str) -> bool:
+    """Whether this module was imported by the template."""
+    return name in _brought
 
 
 class _Finder:

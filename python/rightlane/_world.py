@@ -129,6 +129,7 @@ def capture() -> bytes:
         sys.dont_write_bytecode,
         sys.get_int_max_str_digits(),
         sys.pycache_prefix,
+        _identity(),
     )
     return marshal.dumps(world, 2)
 
@@ -191,6 +192,27 @@ def _main(cwd: str) -> tuple[str | None, str | None, str | None]:
     return file, name if type(name) is str else None, package if type(package) is str else None
 
 
+def _identity() -> tuple[int, str, str | None]:
+    """This process as `multiprocessing` knows it: pid, name, and the start method set by the user, if any.
+
+    Raises RuntimeError in a child of `multiprocessing` that is still importing the main module: a worker's
+    children would come here again, and so on without end.
+    """
+    process: Any = sys.modules.get("multiprocessing.process")
+    if process is None:
+        return posix.getpid(), "MainProcess", None
+    current = process.current_process()
+    if getattr(current, "_inheriting", False):
+        raise RuntimeError(
+            "a child process that multiprocessing started by spawn or forkserver imports the main module, "
+            "and that uses worker processes as it is imported; put the script's own work under "
+            'if __name__ == "__main__":'
+        )
+    context: Any = sys.modules.get("multiprocessing.context")
+    method = None if context is None else context._default_context.get_start_method(allow_none=True)
+    return posix.getpid(), str(current.name), method
+
+
 # Apply --------------------------------------------------------------------------------------------
 
 
@@ -203,7 +225,7 @@ def apply(blob: bytes) -> None:
     """
     world = marshal.loads(blob)
     path, argv, prefixes, recursion, cwd, environment, umask, filters = world[:8]
-    flags, warnoptions, orig_argv, _, interval, bytecode, digits, cache = world[8:]
+    flags, warnoptions, orig_argv, _, interval, bytecode, digits, cache = world[8:16]
     if sys.path != path:
         sys.path[:] = path
         sys.path_importer_cache.pop("", None)
@@ -235,6 +257,12 @@ def main_module(blob: bytes) -> tuple[str | None, str | None, str | None]:
     """What `start_worker` wants of a captured world: file, name and package of the main module."""
     main: tuple[str | None, str | None, str | None] = marshal.loads(blob)[11]
     return main
+
+
+def identity(blob: bytes) -> tuple[int, str, str | None]:
+    """Of a captured world: pid and name of the caller's process, and the start method that it has set."""
+    found: tuple[int, str, str | None] = marshal.loads(blob)[16]
+    return found
 
 
 def _apply_environment(environment: dict[bytes, bytes]) -> None:
@@ -323,6 +351,7 @@ _PLAIN_FINDERS = (
     "_frozen_importlib",
     "_frozen_importlib_external",
     "importlib",
+    "rightlane",
     "_distutils_hack",
     "six",
     "_pytest",

@@ -69,6 +69,13 @@ pub enum Event {
         seq: PieceSeq,
         from: u32,
     },
+    /// The worker will not run item `from` of its first piece, nor anything after it, because what it has imported
+    /// is out of date (rule 5); it has touched none of that, and ends.
+    Refused {
+        worker: WorkerId,
+        seq: PieceSeq,
+        from: u32,
+    },
     /// The worker's process is gone; its answers have all been read. `claim` is its last word.
     Gone {
         worker: WorkerId,

@@ -484,6 +484,11 @@ impl Scheduler {
                 }
                 self.come_back(piece.call, rest);
             }
+            Event::Refused {
+                worker: id,
+                seq,
+                from,
+            } => self.refused(id, seq, from, now)?,
             Event::Gone {
                 worker,
                 exit,
@@ -1074,6 +1079,34 @@ impl Scheduler {
             self.look_idle(id, now);
         }
         Ok((piece, since))
+    }
+
+    /// All that a worker holds goes back, as if it had never been sent, and the worker is asked to end.
+    fn refused(
+        &mut self,
+        id: WorkerId,
+        seq: PieceSeq,
+        from: u32,
+        now: Moment,
+    ) -> Result<(), Unexpected> {
+        let worker = self.workers.get(&id).ok_or(Unexpected)?;
+        let front = worker.pieces.front().ok_or(Unexpected)?;
+        if front.seq != seq || front.answered != from {
+            return Err(Unexpected);
+        }
+        self.unwatch(id);
+        let worker = self.workers.get_mut(&id).ok_or(Unexpected)?;
+        self.last_runners -= u32::from(worker.runs_its_last());
+        let pieces = std::mem::take(&mut worker.pieces);
+        for piece in &pieces {
+            self.behind.remove(&piece.key(id));
+        }
+        self.pieces_changed(id, pieces.len());
+        self.leave(id, now);
+        for piece in pieces {
+            self.come_back(piece.call, piece.unanswered());
+        }
+        Ok(())
     }
 
     fn gone(&mut self, id: WorkerId, exit: Exit, claim: Option<Claim>) -> Result<(), Unexpected> {

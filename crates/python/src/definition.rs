@@ -2,6 +2,7 @@
 
 use crate::future::function_name;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use rightlane_runtime::Definition;
 use std::sync::{Arc, OnceLock};
 
@@ -38,6 +39,23 @@ impl PyDefinition {
             inner,
             name: OnceLock::new(),
         }
+    }
+
+    /// Ids and bytes of this one and of all that it refers to, for a worker that was not sent them.
+    fn frames<'py>(&self, py: Python<'py>) -> Vec<(u64, Bound<'py, PyBytes>)> {
+        let mut found = vec![self.inner.clone()];
+        let mut at = 0;
+        while let Some(definition) = found.get(at).cloned() {
+            for need in definition.needs() {
+                if !found.iter().any(|known| known.id() == need.id()) {
+                    found.push(need.clone());
+                }
+            }
+            at += 1;
+        }
+        let frame =
+            |definition: &Arc<Definition>| (definition.id(), PyBytes::new(py, definition.bytes()));
+        found.iter().map(frame).collect()
     }
 
     /// Its number; never used for another.

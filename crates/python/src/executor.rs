@@ -271,6 +271,12 @@ impl rightlane_runtime::Client for Client {
             rightlane_runtime::want_site();
             return;
         }
+        if let Some(subject) = bytes.strip_prefix(b"outdated\0") {
+            if let Ok(subject) = str::from_utf8(subject) {
+                rightlane_runtime::unlearn(subject);
+            }
+            return;
+        }
         // As `rightlane._preload` writes it: what each lesson imports, its subject first, then what is common to all.
         let mut parts = bytes.splitn(3, |byte| *byte == 0);
         if let (Some(b"learn"), Some(lessons), Some(common)) =
@@ -405,6 +411,11 @@ impl Executor {
             let module = ffi::import(py, c"rightlane._world")?;
             let world = ffi::call_method(&module, "capture", ())?;
             self.engine.set_world(world.extract()?);
+            // A failure to start the template shows when the call is accepted.
+            if self.engine.prepare_processes().is_ok() && rightlane_runtime::has_door() {
+                let door = ffi::import(py, c"rightlane._door")?;
+                ffi::call_method(&door, "attend", ())?;
+            }
         }
         Ok(())
     }
@@ -1282,15 +1293,16 @@ pub(crate) fn any_open() -> bool {
         .any(|executor| !executor.engine.is_drained())
 }
 
-/// Ends the completion thread, unless an executor still needs it.
+/// Ends the completion thread, unless an executor still needs it: then it returns false.
 #[pyfunction]
-pub(crate) fn retire_completions(py: Python<'_>) -> PyResult<()> {
+pub(crate) fn retire_completions(py: Python<'_>) -> PyResult<bool> {
     drop(open_executors());
     // Nothing between the question and the stop lets another thread run.
     if any_open() {
-        return Ok(());
+        return Ok(false);
     }
-    crate::completion::stop_completions(py)
+    crate::completion::stop_completions(py)?;
+    Ok(true)
 }
 
 thread_local! {

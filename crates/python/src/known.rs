@@ -29,6 +29,8 @@ enum Check {
     Itself(Py<PyDict>, Py<PyString>),
     /// This set is empty.
     NoneIn(Py<PySet>),
+    /// This object's attribute of this name is this object.
+    Of(Py<PyAny>, Py<PyString>, Py<PyAny>),
 }
 
 #[derive(Debug)]
@@ -78,6 +80,10 @@ impl Check {
                 }
             }
             Check::NoneIn(set) => set.bind(py).is_empty(),
+            Check::Of(object, name, wanted) => object
+                .bind(py)
+                .getattr(name.bind(py))
+                .is_ok_and(|found| found.is(wanted)),
             Check::Itself(dict, name) => matches!(
                 dict.bind(py).get_item(name.bind(py)),
                 Ok(Some(found)) if found.is(function)
@@ -113,6 +119,10 @@ pub(crate) fn remember(
                 (3, Some(dict), name, _) => Check::Item(dict, name, None),
                 (4, Some(dict), name, _) => Check::Itself(dict, name),
                 (5, _, _, set) => Check::NoneIn(set.extract(py).map_err(PyErr::from)?),
+                (6, _, name, pair) => {
+                    let (object, wanted) = pair.extract(py)?;
+                    Check::Of(object, name, wanted)
+                }
                 _ => return Err(crate::raw::bug("an unknown kind of check")),
             },
         );

@@ -31,6 +31,7 @@ use pyo3::prelude::*;
 use rightlane_runtime::CpuBudget;
 use rightlane_runtime::sys::spawn::Program;
 use std::ffi::CString;
+use std::os::fd::IntoRawFd;
 
 /// Says how to start the template: path, arguments, environment (`NAME=value`), as bytes.
 #[pyfunction]
@@ -53,6 +54,12 @@ fn set_template_program(path: Vec<u8>, argv: Vec<Vec<u8>>, env: Vec<Vec<u8>>) ->
 #[pyfunction]
 fn want_site() {
     rightlane_runtime::want_site();
+}
+
+/// The descriptor at which workers' requests arrive, for the caller to own; None if it was taken, or no engine runs.
+#[pyfunction]
+fn take_door() -> Option<i32> {
+    rightlane_runtime::take_door().map(IntoRawFd::into_raw_fd)
 }
 
 /// Lets a BLAS library that the template held to one thread use as many as the caller wants.
@@ -93,7 +100,7 @@ mod _core {
         },
         future::FutureCore,
         map::MapResults,
-        set_template_program, umask, want_site,
+        set_template_program, take_door, umask, want_site,
         worker::{WorkerSeat, serve_template, serve_worker},
     };
 

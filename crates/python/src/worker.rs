@@ -17,6 +17,7 @@ use rightlane_runtime::wire::GENERATED;
 use rightlane_runtime::worker::{Desk, Message, Piece, WorkerError};
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::IntoRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes that an answer's head takes; the client's bytes follow.
@@ -36,6 +37,21 @@ const NEWS_NS: u64 = 5_000_000;
 #[derive(Debug)]
 pub(crate) struct WorkerSeat {
     seat: Option<Seat>,
+}
+
+#[pymethods]
+impl WorkerSeat {
+    /// Which worker of its executor this is, counted from one.
+    #[getter]
+    fn number(&self) -> u32 {
+        self.seat.as_ref().map_or(0, Seat::number)
+    }
+
+    /// The descriptor to send requests to the user's process by, for the caller to own; None the second time.
+    fn take_door(&mut self) -> Option<i32> {
+        let door = self.seat.as_mut()?.take_door()?;
+        Some(door.into_raw_fd())
+    }
 }
 
 struct PythonInterpreter<'py> {
@@ -150,6 +166,7 @@ pub(crate) fn serve_worker(
         current: None,
         passing: None,
         fresh: false,
+        serving: false,
         answer: Vec::new(),
     }
     .run()
@@ -185,6 +202,8 @@ struct Worker<'py> {
     passing: Option<u64>,
     /// A function was resolved, and nobody has looked yet at what it imported.
     fresh: bool,
+    /// The initializer is behind it.
+    serving: bool,
     /// Room for an answer's head, then its bytes; kept for its capacity.
     answer: Vec<u8>,
 }
@@ -211,7 +230,11 @@ impl<'py> Worker<'py> {
                     self.functions.remove(&id);
                     self.hooks.forget.call1((id,))?;
                 }
-                Message::Piece(piece) => self.run_piece(piece)?,
+                Message::Piece(piece) => {
+                    if !self.run_piece(piece)? {
+                        return Ok(true);
+                    }
+                }
                 Message::Retire => return Ok(booted),
             }
         }
@@ -238,8 +261,10 @@ impl<'py> Worker<'py> {
             self.flush();
             let raised = match outcome {
                 Ok(_) => None,
-                Err(Failed::Raised(error)) => Some(error),
-                Err(Failed::Unreadable(error)) => Some(error),
+                Err(Failed::Raised(error) | Failed::Unreadable(error)) => Some(error),
+                Err(Failed::Outdated) => Some(PyRuntimeError::new_err(
+                    "the module of the initializer is out of date in a worker that has just started",
+                )),
             };
             if let Some(error) = raised {
                 let packed: Vec<u8> = self.hooks.pack.call1((error.value(self.py),))?.extract()?;
@@ -247,13 +272,15 @@ impl<'py> Worker<'py> {
                 return Ok(false);
             }
         }
+        self.serving = true;
         self.desk.ready().map_err(broken)?;
         self.tell_notices();
         self.tell_news(rightlane_runtime::sys::now().0 - begun_ns);
         Ok(true)
     }
 
-    fn run_piece(&mut self, mut piece: Piece) -> PyResult<()> {
+    /// False: this worker is out of date, and ends.
+    fn run_piece(&mut self, mut piece: Piece) -> PyResult<bool> {
         let head = piece.head;
         let begun_ns = rightlane_runtime::sys::now().0;
         let mut now_ns = begun_ns;
@@ -280,7 +307,12 @@ impl<'py> Worker<'py> {
                     "a piece is shorter than its head says",
                 ));
             };
-            let flavor = self.run_item(head.function, shape, argument);
+            let Some(flavor) = self.run_item(head.function, shape, argument) else {
+                self.flush();
+                self.tell_notices();
+                self.desk.refused(head.seq, item).map_err(broken)?;
+                return Ok(false);
+            };
             if forked() {
                 // The task forked and came back in the child: the answer is its parent's to give.
                 self.flush();
@@ -306,7 +338,8 @@ impl<'py> Worker<'py> {
         }
         self.current = None;
         self.tell_news(now_ns - begun_ns);
-        skipped.map_err(broken)
+        skipped.map_err(broken)?;
+        Ok(true)
     }
 
     fn publish(&mut self, seq: u64, item: u32, flavor: u8, busy_ns: Option<u64>) -> PyResult<()> {
@@ -327,8 +360,8 @@ impl<'py> Worker<'py> {
         Ok(())
     }
 
-    /// Runs one item and leaves its outcome in `answer`; returns the flavor.
-    fn run_item(&mut self, function: u64, shape: u32, argument: Argument<'_>) -> u8 {
+    /// Runs one item and leaves its outcome in `answer`; returns the flavor. None if it must not be run here.
+    fn run_item(&mut self, function: u64, shape: u32, argument: Argument<'_>) -> Option<u8> {
         let py = self.py;
         let outcome = self.call(function, shape, argument);
         // The head is written last; what lies there until then is no matter.
@@ -336,25 +369,26 @@ impl<'py> Worker<'py> {
         self.answer.truncate(HEAD_BYTES);
         let raised = match outcome {
             Ok(value) => match self.write_value(&value) {
-                Ok(()) => return flavor::RETURNED,
-                Err(error) => return self.write_unsendable(&error, "result"),
+                Ok(()) => return Some(flavor::RETURNED),
+                Err(error) => return Some(self.write_unsendable(&error, "result")),
             },
             Err(Failed::Raised(error)) => error,
-            Err(Failed::Unreadable(error)) => return self.write_unsendable(&error, ""),
+            Err(Failed::Unreadable(error)) => return Some(self.write_unsendable(&error, "")),
+            Err(Failed::Outdated) => return None,
         };
         // `pack` never raises; should it do so all the same, the worker is at its end.
-        match self
+        let packed = self
             .hooks
             .pack
             .call1((raised.value(py),))
-            .and_then(|packed| packed.extract::<Vec<u8>>())
-        {
+            .and_then(|packed| packed.extract::<Vec<u8>>());
+        Some(match packed {
             Ok(packed) => {
                 self.answer.extend_from_slice(&packed);
                 flavor::RAISED
             }
             Err(error) => self.write_unsendable(&error, "exception"),
-        }
+        })
     }
 
     fn call(
@@ -368,6 +402,7 @@ impl<'py> Worker<'py> {
             Some((id, current)) if *id == function => current.clone(),
             _ => {
                 let found = self.function(function).map_err(Failed::Unreadable)?;
+                let found = found.ok_or(Failed::Outdated)?;
                 self.current = Some((function, found.clone()));
                 found
             }
@@ -394,20 +429,24 @@ impl<'py> Worker<'py> {
             .map_err(|exception| Failed::Raised(PyErr::from_value(exception.into_bound(py))))
     }
 
-    /// The function behind a definition. What has a state of its own lasts for one piece only.
-    fn function(&mut self, id: u64) -> PyResult<Bound<'py, PyAny>> {
+    /// The function behind a definition. What has a state of its own lasts for one piece only. None if a worker that
+    /// starts now would find what is wanted, and this one does not (rule 5).
+    fn function(&mut self, id: u64) -> PyResult<Option<Bound<'py, PyAny>>> {
         if let Some(function) = self.functions.get(&id) {
-            return Ok(function.clone());
+            return Ok(Some(function.clone()));
         }
-        let (function, lasting): (Bound<'py, PyAny>, bool) =
-            self.hooks.resolve.call1((id,))?.extract()?;
+        let resolved = self.hooks.resolve.call1((id, self.serving))?;
+        if resolved.is_none() {
+            return Ok(None);
+        }
+        let (function, lasting): (Bound<'py, PyAny>, bool) = resolved.extract()?;
         self.functions.insert(id, function.clone());
         self.fresh = true;
         self.tell_notices();
         if !lasting {
             self.passing = Some(id);
         }
-        Ok(function)
+        Ok(Some(function))
     }
 
     fn write_value(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
@@ -485,4 +524,6 @@ enum Failed {
     Raised(PyErr),
     /// The function or its arguments could not be unpickled.
     Unreadable(PyErr),
+    /// This worker has imported what is not what the caller's process has any more.
+    Outdated,
 }

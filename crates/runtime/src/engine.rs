@@ -1282,6 +1282,17 @@ impl<C: Client> State<C> {
                 };
                 self.scheduler.handle(event, crate::sys::now()).is_ok()
             }
+            to_engine::REFUSED => {
+                let Some((head, _)) = AnswerHead::split(&message) else {
+                    return false;
+                };
+                let event = Event::Refused {
+                    worker,
+                    seq: PieceSeq(head.seq),
+                    from: head.item,
+                };
+                self.scheduler.handle(event, crate::sys::now()).is_ok()
+            }
             to_engine::STARTED => self
                 .scheduler
                 .handle(Event::Started(worker), crate::sys::now())

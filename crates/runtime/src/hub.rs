@@ -9,6 +9,13 @@
 //! thread lets go of its own before it calls a member. While the hub thread works it holds [`GATE`],
 //! which a fork of the user's process takes first: so no lock is held, and nothing half done, in
 //! the moment of a fork (invariant 6).
+//!
+//! **The door.** Whatever a worker needs of the user's process in the middle of a task, such as the descriptor of
+//! a resource tracker (rule 21), only that process's interpreter can give, and the hub thread never touches that.
+//! So there is a socket beside the rings: every worker inherits one end of it through the template, the client
+//! takes the other ([`take_door`]) and answers in a thread of its own. A request is one message with the
+//! descriptor to answer on; so workers share nothing but the way in. The hub only makes the pair and, at its
+//! end, shuts it.
 
 use crate::engine::waiting::Rest;
 use crate::sys::futex::{self, Scope, Waited};
@@ -18,6 +25,7 @@ use crate::template::Template;
 use crate::wire::{FromTemplate, MOST_LESSON_BYTES, ToTemplate};
 use rightlane_core::{Exit, Moment, WorkerId};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -99,6 +107,19 @@ pub fn set_program(program: Program) {
     *lock(&PROGRAM) = Some(program);
 }
 
+/// The client's end of the door, for it to answer the requests that come in; once for each hub, and only while there
+/// is one. A request is one message, with the descriptor to answer on. The end has come when an empty one is read.
+pub fn take_door() -> Option<OwnedFd> {
+    let hub = lock(&HUB).clone()?;
+    lock(&hub.door_inside).take()
+}
+
+/// Whether [`take_door`] has something to give.
+pub fn has_door() -> bool {
+    let hub = lock(&HUB).clone();
+    hub.is_some_and(|hub| lock(&hub.door_inside).is_some())
+}
+
 /// Whether a program has been set.
 pub fn has_program() -> bool {
     lock(&PROGRAM).is_some()
@@ -161,10 +182,31 @@ fn unfit(lesson: u32) {
     }
 }
 
+/// What a subject's lessons imported is out of date: no template imports it from now on, and one that has may fork no
+/// more workers. Those that it forked go on, but how they end can no longer be known (rule 12).
+pub fn unlearn(subject: &str) {
+    let known = lock(&LESSONS)
+        .iter()
+        .position(|lesson| lesson.subject == subject);
+    if let Some(lesson) = known {
+        unfit(lesson as u32);
+    }
+    let hub = lock(&HUB).clone();
+    if let Some(hub) = hub
+        && let Some(template) = &lock(&hub.inner).template
+    {
+        template.kill();
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Hub {
     epoll: OwnedFd,
     bell: OwnedFd,
+    /// The workers' end of the door, kept for the next template.
+    door: OwnedFd,
+    /// The client's end, until it takes it.
+    door_inside: Mutex<Option<OwnedFd>>,
     inner: Mutex<Inner>,
     ending: Arc<Ending>,
 }
@@ -330,9 +372,17 @@ impl Hub {
             EventData::new_u64(BELL),
             EventFlags::IN | EventFlags::ET,
         )?;
+        let (door, inside) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         let hub = Arc::new(Hub {
             epoll,
             bell,
+            door,
+            door_inside: Mutex::new(Some(inside)),
             inner: Mutex::default(),
             ending: Arc::default(),
         });
@@ -363,7 +413,7 @@ impl Hub {
         }
         let program = lock(&PROGRAM).clone();
         let program = program.ok_or_else(|| io::Error::other("no template program is set"))?;
-        let mut template = Template::start(&program)?;
+        let mut template = Template::start(&program, self.door.as_fd())?;
         let (socket, pidfd) = (&template.socket, &template.pidfd);
         epoll::add(
             &self.epoll,
@@ -454,6 +504,9 @@ impl Hub {
             }
         }
         self.end_template();
+        // Who answers there sees its end, although descriptors of this one may live on in processes that a task
+        // left behind.
+        let _ = rustix::net::shutdown(&self.door, rustix::net::Shutdown::Both);
         let _gate = lock(&GATE);
         let mut current = lock(&HUB);
         if current
@@ -678,7 +731,9 @@ pub(crate) fn forget_in_child(guard: ForkGuard) {
         let inner = std::mem::take(&mut *lock(&hub.inner));
         drop(inner);
         // The hub thread does not exist here, but its reference does: close what it would have.
-        crate::sys::process::close_now([hub.epoll.as_fd(), hub.bell.as_fd()]);
+        let fds = [hub.epoll.as_fd(), hub.bell.as_fd(), hub.door.as_fd()];
+        crate::sys::process::close_now(fds);
+        drop(lock(&hub.door_inside).take());
         // Whoever waits for its end here waits for nothing.
         hub.ending.gone.store(1, Ordering::Release);
         std::mem::forget(hub);

@@ -34,7 +34,8 @@ pub use engine::{
     ThreadNext, ThreadPiece, forked_child,
 };
 pub use hub::{
-    Ending, ForkGuard, has_program, learn, set_program, try_before_fork, wait_for_fork, want_site,
+    Ending, ForkGuard, has_door, has_program, learn, set_program, take_door, try_before_fork,
+    unlearn, wait_for_fork, want_site,
 };
 pub use items::Block;
 pub use rightlane_core::{Breakage, CallId, Exit, Refused};

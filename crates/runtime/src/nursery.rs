@@ -30,6 +30,20 @@ pub struct Seat {
     pub(crate) keeper: OwnedFd,
     pub(crate) waiter: OwnedFd,
     pub(crate) engine: OwnedFd,
+    door: Option<OwnedFd>,
+    number: u32,
+}
+
+impl Seat {
+    /// Where this worker knocks when it needs something of the engine's process in the middle of a task. Once.
+    pub fn take_door(&mut self) -> Option<OwnedFd> {
+        self.door.take()
+    }
+
+    /// Which worker of its executor this is, counted from one, in the order in which they were wanted.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
 }
 
 /// What the template can't do without its interpreter.
@@ -127,6 +141,7 @@ fn ran_ns<'a>(workers: impl Iterator<Item = &'a i32>) -> u64 {
 pub struct Nursery {
     socket: OwnedFd,
     engine: OwnedFd,
+    door: OwnedFd,
     children_ended: OwnedFd,
     /// Workers of ours, and of templates before us, by pid.
     workers: HashMap<i32, OwnedFd>,
@@ -136,13 +151,13 @@ pub struct Nursery {
 }
 
 impl Nursery {
-    /// Takes up the descriptors 3 (socket) and 4 (the engine's pidfd) that the engine left, closes all
-    /// others, and makes this process a session of its own and a subreaper.
+    /// Takes up the descriptors 3 (socket), 4 (the engine's pidfd) and 5 (the door) that the engine left, closes
+    /// all others, and makes this process a session of its own and a subreaper.
     pub fn open() -> io::Result<Nursery> {
         reset_signals();
-        close_descriptors(5, &[]);
-        let [socket, engine] = adopt([3, 4]);
-        for fd in [&socket, &engine] {
+        close_descriptors(6, &[]);
+        let [socket, engine, door] = adopt([3, 4, 5]);
+        for fd in [&socket, &engine, &door] {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
         }
         // Fails only if this process leads a group already, and then it is its own session's business.
@@ -151,6 +166,7 @@ impl Nursery {
         Ok(Nursery {
             socket,
             engine,
+            door,
             children_ended: child_signal_fd()?,
             workers: HashMap::new(),
             lessons: VecDeque::new(),
@@ -307,9 +323,10 @@ impl Nursery {
             );
             return Served::On;
         };
-        let engine = match rustix::io::fcntl_dupfd_cloexec(&self.engine, 3) {
-            Ok(engine) => engine,
-            Err(errno) => {
+        let copy = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 3);
+        let (engine, door) = match (copy(&self.engine), copy(&self.door)) {
+            (Ok(engine), Ok(door)) => (engine, door),
+            (Err(errno), _) | (_, Err(errno)) => {
                 self.tell(
                     FromTemplate::NotForked {
                         key,
@@ -329,6 +346,8 @@ impl Nursery {
                     keeper,
                     waiter,
                     engine,
+                    door: Some(door),
+                    number: (key as u32).wrapping_add(1),
                 });
             }
             Ok(pid) => {
@@ -395,7 +414,7 @@ impl Nursery {
                 // Not a worker, so nobody minds if it goes with us (rule 13).
                 let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
                 // Nothing drops what is closed here: this process ends below.
-                let ours = [&self.socket, &self.engine, &self.children_ended];
+                let ours = [&self.socket, &self.engine, &self.door, &self.children_ended];
                 close_now(ours.map(|fd| fd.as_fd()));
                 empty_mask();
                 let fit = interpreter.learn(&lesson.what);

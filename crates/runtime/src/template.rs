@@ -72,7 +72,8 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    pub(crate) fn start(program: &Program) -> io::Result<Template> {
+    /// `door` is what workers knock at; see [`crate::hub`].
+    pub(crate) fn start(program: &Program, door: BorrowedFd<'_>) -> io::Result<Template> {
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -83,7 +84,7 @@ impl Template {
             rustix::process::getpid(),
             rustix::process::PidfdFlags::empty(),
         )?;
-        let pid = spawn(program, &[theirs.as_fd(), engine.as_fd()])?;
+        let pid = spawn(program, &[theirs.as_fd(), engine.as_fd(), door])?;
         let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
         Ok(Template {

@@ -43,6 +43,8 @@ pub mod to_engine {
     /// The end of the next item of the worker's first piece, which goes on: the client's bytes and nothing else.
     /// Above the kind, the tag holds the client's flavor.
     pub const NEXT: u32 = 7;
+    /// This item of the first piece, and whatever comes after it, must be run by another worker; this one ends.
+    pub const REFUSED: u32 = 8;
     /// In an answer's tag: the piece ends here.
     pub const LAST: u32 = 1 << 16;
     /// Where the flavor lies in an answer's tag.

@@ -109,6 +109,7 @@ impl Desk {
             keeper,
             waiter,
             engine,
+            ..
         } = seat;
         let end = WorkerEnd::attach(tasks, answers)?;
         watch_engine(engine)?;
@@ -316,6 +317,17 @@ impl Desk {
             busy_ns: 0,
         };
         self.tell(to_engine::SKIPPED, &head.to_bytes())
+    }
+
+    /// This item, which has been claimed and not touched, and all that follows it are for another worker; this one
+    /// ends. The claim stands until the engine has read of it.
+    pub fn refused(&mut self, seq: u64, from: u32) -> Result<(), WorkerError> {
+        let head = AnswerHead {
+            seq,
+            item: from,
+            busy_ns: 0,
+        };
+        self.tell(to_engine::REFUSED, &head.to_bytes())
     }
 
     /// The process is up.

@@ -14,6 +14,7 @@ mod many_calls;
 mod properties;
 mod protocol;
 mod recycling;
+mod refused;
 mod shutdown;
 mod streams;
 mod take_back;
