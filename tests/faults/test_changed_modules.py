@@ -151,7 +151,8 @@ def test_what_a_function_names_counts_too(run) -> None:  # type: ignore[no-untyp
         def check(ex, n, m, current=True):
             importing = [(late, 10 * n)] if current else []
             for fn, wanted in (
-                *importing, (work.near, 10 * n), (work.far, 10 + m), (work.wrapped, 10 + n), (work.cached, 10 - n),
+                *importing, (work.near, 10 * n), (work.far, 10 + m),
+                (work.wrapped, 10 + n), (work.cached, 10 - n),
                 (partial(work.own), 10 * n), (work.Thing(1), 11 + n), (work.Thing(1).method, 10 * n),
                 (work.Thing.made, 10 + n), (work.Thing.still, [10, n]), (work.thing, 10 + n),
                 (mine, 10 * n), (mine_too, 10 * n), (lambda x: work.near(x), 10 * n),

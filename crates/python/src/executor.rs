@@ -411,13 +411,19 @@ impl Executor {
             let module = ffi::import(py, c"rightlane._world")?;
             let world = ffi::call_method(&module, "capture", ())?;
             self.engine.set_world(world.extract()?);
-            // A failure to start the template shows when the call is accepted.
-            if self.engine.prepare_processes().is_ok() && rightlane_runtime::has_door() {
-                let door = ffi::import(py, c"rightlane._door")?;
-                ffi::call_method(&door, "attend", ())?;
-            }
         }
         Ok(())
+    }
+
+    /// After a call for processes was accepted: has somebody answer what its tasks may ask (rule 21).
+    pub(crate) fn attend_door(py: Python<'_>) {
+        if rightlane_runtime::has_door() {
+            let attended = ffi::import(py, c"rightlane._door")
+                .and_then(|door| ffi::call_method(&door, "attend", ()));
+            if let Err(error) = attended {
+                error.write_unraisable(py, None);
+            }
+        }
     }
 
     fn submit(
@@ -507,6 +513,7 @@ impl Executor {
         });
         item.clear();
         SCRATCH.set(item);
+        Executor::attend_door(py);
         submitted
     }
 

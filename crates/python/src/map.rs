@@ -489,6 +489,7 @@ impl Source {
                         let ticket = Ticket::Map(feed.state.clone());
                         let submitted = feed.executor.submit_remote(py, remote, ticket, plan);
                         let made = submitted.inspect_err(|_| feed.cancel_last(count))?;
+                        Executor::attend_door(py);
                         *call = Some(made);
                         feed.set_call(made);
                     }

@@ -29,7 +29,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// An executor, as the hub sees it.
@@ -110,15 +110,18 @@ pub fn set_program(program: Program) {
 /// The client's end of the door, for it to answer the requests that come in; once for each hub, and only while there
 /// is one. A request is one message, with the descriptor to answer on. The end has come when an empty one is read.
 pub fn take_door() -> Option<OwnedFd> {
+    DOOR_WAITS.store(false, Ordering::Relaxed);
     let hub = lock(&HUB).clone()?;
     lock(&hub.door_inside).take()
 }
 
-/// Whether [`take_door`] has something to give.
+/// Whether [`take_door`] may have something to give. Costs nothing: to be asked after each call that is accepted.
 pub fn has_door() -> bool {
-    let hub = lock(&HUB).clone();
-    hub.is_some_and(|hub| lock(&hub.door_inside).is_some())
+    DOOR_WAITS.load(Ordering::Relaxed)
 }
+
+/// Set by a thread that starts a hub, before its call is accepted; so the same thread sees it afterwards.
+static DOOR_WAITS: AtomicBool = AtomicBool::new(false);
 
 /// Whether a program has been set.
 pub fn has_program() -> bool {
@@ -378,6 +381,7 @@ impl Hub {
             SocketFlags::CLOEXEC,
             None,
         )?;
+        DOOR_WAITS.store(true, Ordering::Relaxed);
         let hub = Arc::new(Hub {
             epoll,
             bell,
