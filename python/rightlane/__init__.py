@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from rightlane._future import Future as Future
     from rightlane._shared import map as map
     from rightlane._shared import submit as submit
+    from rightlane._pool import Pool as Pool
+    from rightlane._pool import ThreadPool as ThreadPool
 
 __all__ = [
     "BrokenExecutor",
@@ -36,10 +38,12 @@ __all__ = [
     "Executor",
     "ExecutorView",
     "Future",
+    "Pool",
     "RemoteTraceback",
     "RightlaneError",
     "Row",
     "SerializationError",
+    "ThreadPool",
     "WorkerLost",
     "__version__",
     "compare",
@@ -54,10 +58,12 @@ _HOME = {
     "Executor": "_executor",
     "ExecutorView": "_executor",
     "Future": "_future",
+    "Pool": "_pool",
     "RemoteTraceback": "_errors",
     "RightlaneError": "_errors",
     "Row": "_compare",
     "SerializationError": "_errors",
+    "ThreadPool": "_pool",
     "WorkerLost": "_errors",
     "compare": "_compare",
     "map": "_shared",

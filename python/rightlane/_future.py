@@ -8,13 +8,14 @@ from rightlane import _native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from typing import Any, TypeVar
 
     T = TypeVar("T")
 
     class _Bases(concurrent.futures.Future[T]):
-        pass
+        def _wait(self, timeout: float | None = None) -> bool: ...
+        def _call_back(self, callback: Callable[[Any], object]) -> None: ...
 
 else:
     T = object  # at run time the parameter of `Future[T]` means nothing, and `typing` is slow to import

@@ -650,6 +650,14 @@ impl Scheduler {
         self.spawning_paused
     }
 
+    /// Starts workers ahead of their work, until there are so many that take some; no more than slots.
+    pub fn start_workers(&mut self, count: u32, now: Moment) {
+        let count = count.min(self.config.max_slots);
+        while self.accepts().is_ok() && self.may_spawn() && (self.room.len() as u32) < count {
+            self.spawn(self.world, now);
+        }
+    }
+
     /// Whether a process task accepted now would start a worker, because none is idle.
     pub fn would_spawn(&self) -> bool {
         self.may_spawn() && self.has_slot() && self.idle_in(self.world).is_none()

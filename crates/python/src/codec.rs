@@ -10,7 +10,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyString, PyTuple};
 
-const NONE: u8 = b'N';
+pub(crate) const NONE: u8 = b'N';
 const TRUE: u8 = b'T';
 const FALSE: u8 = b'F';
 const INT: u8 = b'i';
@@ -138,6 +138,13 @@ fn read<'py>(py: Python<'py>, rest: &mut &[u8], depth: u32) -> PyResult<Bound<'p
         }
         _ => return Err(garbled()),
     })
+}
+
+/// Whether reading this value makes one object that refers to no other: that runs no code of anybody's.
+pub(crate) fn is_atom(bytes: &[u8]) -> bool {
+    bytes
+        .first()
+        .is_some_and(|tag| !matches!(*tag, TUPLE | PICKLE))
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> PyResult<[u8; N]> {

@@ -4,14 +4,15 @@ use crate::cached::Cached;
 use crate::codec;
 use crate::definition::PyDefinition;
 use crate::ffi;
-use crate::future::{FutureCore, Origin, Slot, Stream, function_name};
+use crate::future::{Origin, Slot, Stream, function_name, new_future};
 use crate::map::{Feed, MapResults, MapState, Source};
+use crate::pool::{PoolMap, Shape};
 use crate::raw::serialization_error;
 use crate::{handover, known};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{
     Block, Breakage, CallId, End, Engine, Initializer, Limits, Plan, Refused, Run, Single,
@@ -432,11 +433,12 @@ impl Executor {
         function: &Bound<'_, PyAny>,
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
+        class: Option<&Bound<'_, PyType>>,
     ) -> PyResult<Py<PyAny>> {
         let py = function.py();
         self.check_open(py)?;
         let kwargs = kwargs.filter(|kwargs| !kwargs.is_empty());
-        let (future, slot) = new_future(py)?;
+        let (future, slot) = new_future(py, class)?;
         let known = match lane {
             Lane::Process | Lane::Auto => known::find(function),
             Lane::Thread | Lane::Inline => None,
@@ -757,14 +759,6 @@ pub(crate) fn local_call(
         args: args.clone().unbind(),
         kwargs: kwargs.map(|kwargs| kwargs.clone().unbind()),
     })
-}
-
-fn new_future(py: Python<'_>) -> PyResult<(Py<PyAny>, Arc<Slot>)> {
-    static CLASS: Cached = Cached::new(c"rightlane._future", "Future");
-    // By `__new__`, so that the standard class's `__init__`, which makes a condition, does not run.
-    let future = ffi::new_object(CLASS.get(py)?.cast()?)?;
-    let slot = future.cast::<FutureCore>()?.get().slot.clone();
-    Ok((future.unbind(), slot))
 }
 
 /// The record of a function: by reference first, by value where it must be.
@@ -1116,16 +1110,44 @@ impl PyEngine {
         Ok(PyEngine { executor })
     }
 
-    /// Accepts one call and returns its future.
-    #[pyo3(signature = (lane, function, args, kwargs))]
+    /// Accepts one call and returns its future, of a class that inherits from `rightlane.Future`, or of that one.
+    #[pyo3(signature = (lane, function, args, kwargs, future_class=None))]
     fn submit(
         &self,
         lane: Lane,
         function: &Bound<'_, PyAny>,
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
+        future_class: Option<&Bound<'_, PyType>>,
     ) -> PyResult<Py<PyAny>> {
-        self.executor.submit(lane, function, args, kwargs)
+        self.executor
+            .submit(lane, function, args, kwargs, future_class)
+    }
+
+    /// Accepts a map of a pool. `iterable`: the input, which is read now; None if it comes through an inlet.
+    /// `convert`: makes the errors to raise out of those that come.
+    #[pyo3(signature = (lane, function, iterable, spread, unordered, chunksize, convert))]
+    #[expect(clippy::too_many_arguments, reason = "the face checks and names them")]
+    fn pool_map(
+        &self,
+        lane: Lane,
+        function: &Bound<'_, PyAny>,
+        iterable: Option<Bound<'_, PyAny>>,
+        spread: bool,
+        unordered: bool,
+        chunksize: Option<u64>,
+        convert: Option<Py<PyAny>>,
+    ) -> PyResult<PoolMap> {
+        let py = function.py();
+        self.executor.check_open(py)?;
+        check_function(function)?;
+        let shape = Shape {
+            fed: iterable.is_none(),
+            unordered,
+        };
+        let iterable = iterable.unwrap_or_else(|| PyTuple::empty(py).into_any());
+        let source = Source::new(lane, function, iterable, spread, chunksize)?;
+        PoolMap::start(py, self.executor.clone(), function, source, &shape, convert)
     }
 
     /// Accepts a map and returns its iterator. `sized`: the whole input is read now. `window`: how many items may
@@ -1156,6 +1178,12 @@ impl PyEngine {
             window,
             timeout,
         )
+    }
+
+    /// Starts workers ahead of their work, until there are so many.
+    fn start_workers(&self, py: Python<'_>, count: u32) -> PyResult<()> {
+        self.executor.refresh_world(py)?;
+        Ok(self.executor.engine.start_workers(count)?)
     }
 
     /// Takes no more work. Does not wait.
@@ -1338,12 +1366,15 @@ pub(crate) fn after_fork_in_parent() {
 
 /// After it, in the child: a working, empty engine (invariant 6).
 #[pyfunction]
-pub(crate) fn after_fork_in_child() {
+pub(crate) fn after_fork_in_child(py: Python<'_>) {
     let Some(guard) = FORKING.take() else { return };
     let executors = lock(&EXECUTORS).clone();
     for executor in executors {
         let feeds = std::mem::take(&mut *lock(&executor.feeds));
         let threads = std::mem::take(&mut *lock(&executor.threads));
+        for feed in &feeds {
+            feed.forked_child(py);
+        }
         drop((feeds, threads));
         executor.engine.reset_in_child();
     }

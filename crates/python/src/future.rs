@@ -15,14 +15,16 @@
 //! The slot's lock is held for a few instructions, never while Python code runs, and is the last one
 //! taken: the engine's may be held already.
 
+use crate::cached::Cached;
+use crate::codec;
 use crate::completion;
 use crate::executor::{Executor, Local, lock};
 use crate::ffi;
 use crate::handover;
-use crate::raw::{Raw, cancelled_error};
+use crate::raw::{Raw, cancelled_error, flavor};
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyList, PyType};
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{Attended, CallId, End, Patience, Run, Watch};
 use std::collections::VecDeque;
@@ -265,6 +267,11 @@ impl Slot {
             Ok(value) => Ending::Value(value),
             Err(exception) => Ending::Exception(exception),
         });
+    }
+
+    /// Every item of a map has ended; how, the map is asked.
+    pub(crate) fn settle_whole(self: &Arc<Slot>) {
+        self.arrive(Ending::Raw(Raw::answer(flavor::RETURNED, &[codec::NONE])));
     }
 
     fn arrive(self: &Arc<Slot>, ending: Ending) {
@@ -646,6 +653,21 @@ fn run_callback(py: Python<'_>, callback: &Bound<'_, PyAny>, future: &Bound<'_, 
     }
 }
 
+/// A future that is pending, of a class that inherits from `rightlane.Future`, or of that one.
+pub(crate) fn new_future(
+    py: Python<'_>,
+    class: Option<&Bound<'_, PyType>>,
+) -> PyResult<(Py<PyAny>, Arc<Slot>)> {
+    static CLASS: Cached = Cached::new(c"rightlane._future", "Future");
+    // By `__new__`, so that the standard class's `__init__`, which makes a condition, does not run.
+    let future = match class {
+        Some(class) => ffi::new_object(class)?,
+        None => ffi::new_object(CLASS.get(py)?.cast()?)?,
+    };
+    let slot = future.cast::<FutureCore>()?.get().slot.clone();
+    Ok((future.unbind(), slot))
+}
+
 /// The first base of `rightlane.Future`.
 #[pyclass(subclass, module = "rightlane._core", frozen)]
 #[derive(Debug)]
@@ -704,6 +726,18 @@ impl FutureCore {
             return Ok(None);
         }
         Ok(slot.open(slf)?.err())
+    }
+
+    /// Waits until it is done, at most `timeout` seconds. Whether it is.
+    #[pyo3(name = "_wait", signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        match self.slot.wait_done(py, timeout) {
+            Ok(()) => Ok(true),
+            Err(error) if !self.slot.is_done() && error.is_instance_of::<PyTimeoutError>(py) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether it has ended, in whatever way.
@@ -783,6 +817,22 @@ impl FutureCore {
             };
         }
         run_callback(slf.py(), &callback, slf.as_any());
+        Ok(())
+    }
+
+    /// Calls `callback(future)` on the completion thread, even if the future is done already.
+    #[pyo3(name = "_call_back")]
+    fn call_back(slf: &Bound<'_, Self>, callback: Bound<'_, PyAny>) -> PyResult<()> {
+        let slot = &slf.get().slot;
+        let done = Self::observe(slf, |observers| {
+            observers.callbacks.push(callback.unbind());
+            observers.future = Some(slf.clone().into_any().unbind());
+            slot.is_done()
+        });
+        completion::start(slf.py())?;
+        if done {
+            completion::push(slot.clone());
+        }
         Ok(())
     }
 

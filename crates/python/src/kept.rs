@@ -1,14 +1,16 @@
-//! The ends of a map's items, from when they come until they are yielded, in order.
+//! The ends of a map's items, from when they come until they are yielded, in order or as they come.
 //!
 //! Short answers come in runs and stay together: a map of a million tiny tasks costs a copy of its bytes, and no
 //! step for each item until it is yielded.
 
 use crate::codec;
+use crate::future::Slot;
 use crate::raw::{Raw, flavor};
 use pyo3::prelude::*;
 use rightlane_runtime::Run;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How an item ended.
 #[derive(Debug)]
@@ -82,13 +84,26 @@ impl Answers {
     }
 }
 
+impl Answers {
+    /// Takes the first if it is a value whose reading runs no code of anybody's.
+    pub(crate) fn next_atom(&mut self) -> Option<&[u8]> {
+        let (_, answer) = self.peek()?;
+        if !codec::is_atom(answer) {
+            return None;
+        }
+        self.next_plain()
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     /// What has ended and is not taken, by its first item.
     parts: BTreeMap<u64, Part>,
-    /// The next item to be taken.
+    /// The next item to be taken; or how many have been, where they are taken as they come.
     pub(crate) first: u64,
+    /// Ends are taken as they come.
+    pub(crate) unordered: bool,
     /// Items from here on that have not ended were cancelled.
     cancelled_from: Option<u64>,
     /// Items that have ended.
@@ -99,12 +114,25 @@ pub(crate) struct Kept {
     pub(crate) aside: Vec<u64>,
     /// Nobody will ask any more.
     discard: bool,
+    /// Nothing more will be read.
+    pub(crate) closed: bool,
+    /// What is done when every item has ended.
+    pub(crate) whole: Option<Arc<Slot>>,
+    /// Whoever reads on need not wait until something is taken.
+    pub(crate) lifted: bool,
     /// The item somebody waits for; and whether somebody waits for any at all, to read on.
     pub(crate) wanted: Option<u64>,
     pub(crate) any_wanted: bool,
 }
 
 impl Kept {
+    pub(crate) fn new(unordered: bool) -> Kept {
+        Kept {
+            unordered,
+            ..Kept::default()
+        }
+    }
+
     /// Where the engine's item of this number stands.
     pub(crate) fn place(&self, item: u64) -> u64 {
         // `aside[j] - j` is how many of the engine's items come before the j-th one set aside.
@@ -129,7 +157,7 @@ impl Kept {
     /// An item has ended. Returns whether that is worth a wake, and what is to be dropped without the lock.
     pub(crate) fn put(&mut self, at: u64, entry: Entry) -> (bool, Option<Entry>) {
         self.ended += 1;
-        if self.discard || at < self.first {
+        if self.discard || !self.unordered && at < self.first {
             return (self.any_wanted, Some(entry));
         }
         self.parts.insert(at, Part::One(Some(entry)));
@@ -208,14 +236,37 @@ impl Kept {
         std::mem::take(&mut self.parts)
     }
 
+    /// What is to be told that every item has ended, if they have.
+    #[must_use]
+    pub(crate) fn take_whole(&mut self) -> Option<Arc<Slot>> {
+        if self.closed && self.ended == self.read {
+            self.whole.take()
+        } else {
+            None
+        }
+    }
+
+    /// Whether reading on waits for ends, and not for somebody to take them.
+    pub(crate) fn is_lifted(&self) -> bool {
+        self.discard || self.lifted
+    }
+
     fn is_front_cancelled(&self) -> bool {
-        self.first < self.read && self.cancelled_from.is_some_and(|from| from <= self.first)
+        match self.cancelled_from {
+            None => false,
+            // What has not come by the end was cancelled.
+            Some(_) if self.unordered => {
+                self.parts.is_empty() && self.first < self.read && self.ended == self.read
+            }
+            Some(from) => self.first < self.read && from <= self.first,
+        }
     }
 
     /// Whether the next item in order has ended.
     pub(crate) fn is_front_ready(&self) -> bool {
         let front = self.parts.first_key_value();
-        front.is_some_and(|(at, _)| *at == self.first) || self.is_front_cancelled()
+        front.is_some_and(|(at, _)| self.unordered || *at == self.first)
+            || self.is_front_cancelled()
     }
 
     /// Takes the ends of the next items in order, if there are any: those that lie together, or the first.
@@ -223,7 +274,7 @@ impl Kept {
         if self
             .parts
             .first_key_value()
-            .is_none_or(|(at, _)| *at != self.first)
+            .is_none_or(|(at, _)| !self.unordered && *at != self.first)
         {
             let cancelled = self.is_front_cancelled();
             self.first += u64::from(cancelled);

@@ -3,6 +3,7 @@
 //! * [`executor`]: one executor: calls in, lane threads.
 //! * [`future`]: the Rust half of a future; [`completion`]: who announces ends.
 //! * [`map`]: reading inputs, yielding results in order; [`kept`]: the ends in between.
+//! * [`pool`]: the maps of `multiprocessing.Pool`, waited for in other ways.
 //! * [`cached`]: Python objects looked up once.
 //! * [`handover`]: the interpreter's lock between lane threads and those who wait for them.
 //! * [`codec`], [`raw`]: how values travel, and how ends arrive.
@@ -24,6 +25,7 @@ mod handover;
 mod kept;
 mod known;
 mod map;
+mod pool;
 mod raw;
 mod worker;
 
@@ -100,6 +102,7 @@ mod _core {
         },
         future::FutureCore,
         map::MapResults,
+        pool::{Inlet, PoolMap},
         set_template_program, take_door, umask, want_site,
         worker::{WorkerSeat, serve_template, serve_worker},
     };

@@ -15,7 +15,7 @@ use crate::executor::{
     is_unsendable, local_call, lock, record, shape, write_item,
 };
 use crate::ffi;
-use crate::future::{deadline_after, function_name};
+use crate::future::{Slot, deadline_after, function_name};
 use crate::kept::{Entry, Kept, Part};
 use crate::raw::{Raw, cancelled_error};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTimeoutError};
@@ -44,15 +44,23 @@ pub(crate) struct MapState {
     kept: Mutex<Kept>,
     bell: AtomicU32,
     waiting: AtomicU32,
+    /// Changes when somebody who reads ahead should look whether there is room again, if somebody does.
+    room_bell: AtomicU32,
+    room_wanted: AtomicBool,
+    /// Items that were taken together with others, and not yielded yet.
+    in_hand: AtomicUsize,
     function: Py<PyAny>,
 }
 
 impl MapState {
-    fn new(function: Py<PyAny>) -> MapState {
+    pub(crate) fn new(function: Py<PyAny>, unordered: bool) -> MapState {
         MapState {
-            kept: Mutex::default(),
+            kept: Mutex::new(Kept::new(unordered)),
             bell: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
+            room_bell: AtomicU32::new(0),
+            room_wanted: AtomicBool::new(false),
+            in_hand: AtomicUsize::new(0),
             function,
         }
     }
@@ -68,16 +76,12 @@ impl MapState {
 
     /// The same of consecutive items that were answered.
     pub(crate) fn settle_run(&self, first: u64, run: &Run) {
-        if lock(&self.kept).put_run(first, run) {
-            self.ring();
-        }
+        self.change(|kept| (kept.put_run(first, run), ()));
     }
 
     /// The same of consecutive items that ended alike, without an answer.
     pub(crate) fn settle_all(&self, items: Range<u64>, end: &End<'static>) {
-        if lock(&self.kept).put_all(items, &Raw::new(end.clone())) {
-            self.ring();
-        }
+        self.change(|kept| (kept.put_all(items, &Raw::new(end.clone())), ()));
     }
 
     /// The engine reports the end of this item.
@@ -95,16 +99,129 @@ impl MapState {
     }
 
     fn put(&self, entry: Entry, place: impl FnOnce(&Kept) -> u64) {
-        let (wanted, dropped) = {
-            let mut kept = lock(&self.kept);
-            let at = place(&kept);
+        let dropped = self.change(|kept| {
+            let at = place(kept);
             kept.put(at, entry)
-        };
+        });
         drop(dropped);
+    }
+
+    /// Changes what is kept; `change` also says whether somebody waits for just that. Tells whoever it concerns.
+    fn change<R>(&self, change: impl FnOnce(&mut Kept) -> (bool, R)) -> R {
+        let (wanted, changed, whole, room) = {
+            let mut kept = lock(&self.kept);
+            let (wanted, changed) = change(&mut kept);
+            let room = self.room_wanted.load(Ordering::SeqCst) && self.has_room(&kept);
+            (wanted, changed, kept.take_whole(), room)
+        };
         // Most ends are nobody's next: no wake for them.
         if wanted {
             self.ring();
         }
+        if room {
+            self.ring_room();
+        }
+        if let Some(whole) = whole {
+            whole.settle_whole();
+        }
+        changed
+    }
+
+    pub(crate) fn ring_room(&self) {
+        self.room_bell.fetch_add(1, Ordering::SeqCst);
+        if self.room_wanted.load(Ordering::SeqCst) {
+            futex::wake(&self.room_bell, u32::MAX, Scope::Private);
+        }
+    }
+
+    /// Takes what is next, if it is there; what it holds is in hand until it is yielded.
+    pub(crate) fn take_next(&self) -> Option<Part> {
+        self.change(|kept| {
+            let part = kept.take_front(true);
+            let count = part.as_ref().map_or(0, Part::len);
+            self.in_hand.fetch_add(count, Ordering::SeqCst);
+            (false, part)
+        })
+    }
+
+    /// So many of what was in hand are yielded.
+    pub(crate) fn yielded(&self, count: usize) {
+        self.in_hand.fetch_sub(count, Ordering::SeqCst);
+        if self.room_wanted.load(Ordering::SeqCst) {
+            self.change(|_| (false, ()));
+        }
+    }
+
+    /// Items that count against how far the input is read ahead.
+    fn held_by(&self, kept: &Kept) -> u64 {
+        if kept.is_lifted() {
+            kept.read - kept.ended
+        } else {
+            kept.read - kept.first + self.in_hand.load(Ordering::SeqCst) as u64
+        }
+    }
+
+    /// Whether reading ahead goes on: in steps, so that not each item taken wakes the reader.
+    fn has_room(&self, kept: &Kept) -> bool {
+        self.held_by(kept) <= READ_AHEAD_ITEMS as u64 / 2
+    }
+
+    /// Whether everything is read and has ended; and whether all of it was taken.
+    pub(crate) fn is_over(&self) -> (bool, bool) {
+        let kept = lock(&self.kept);
+        let ended = kept.closed && kept.ended == kept.read;
+        (ended, ended && kept.first == kept.read)
+    }
+
+    /// Settles this slot once every item has ended.
+    pub(crate) fn tell_whole(&self, slot: Arc<Slot>) {
+        self.change(|kept| (false, kept.whole = Some(slot)));
+    }
+
+    /// From now on reading ahead is bounded by what has not ended, whether or not anybody takes it.
+    pub(crate) fn lift(&self) {
+        lock(&self.kept).lifted = true;
+        self.ring_room();
+    }
+
+    /// Nothing more will be read.
+    fn close(&self) {
+        self.change(|kept| (false, kept.closed = true));
+        self.ring_room();
+        self.ring();
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.held_by(&lock(&self.kept)) as usize
+    }
+
+    /// Sleeps until there is room to read on; `over` says that nobody needs it any more.
+    pub(crate) fn wait_for_room(
+        &self,
+        py: Python<'_>,
+        engine: &Engine<Client>,
+        over: impl Fn() -> bool,
+    ) {
+        self.room_wanted.store(true, Ordering::SeqCst);
+        loop {
+            let seen = self.room_bell.load(Ordering::SeqCst);
+            let (room, lifted) = {
+                let kept = lock(&self.kept);
+                (self.has_room(&kept), kept.is_lifted())
+            };
+            if room || over() {
+                break;
+            }
+            py.detach(|| {
+                // Of ends that nobody takes the engine tells only where it is asked to.
+                let watch = lifted.then(|| engine.watch());
+                let _ = futex::wait(&self.room_bell, seen, None, Scope::Private);
+                if let Some(watch) = watch {
+                    engine.unwatch(watch);
+                }
+            });
+        }
+        self.room_wanted.store(false, Ordering::SeqCst);
     }
 
     fn ring(&self) {
@@ -116,7 +233,14 @@ impl MapState {
 
     /// In a forked child: what has not ended is cancelled.
     pub(crate) fn cancel_in_child(&self) {
-        lock(&self.kept).cancel_rest();
+        let whole = {
+            let mut kept = lock(&self.kept);
+            kept.cancel_rest();
+            kept.whole.take()
+        };
+        if let Some(whole) = whole {
+            whole.cancel_in_child();
+        }
     }
 
     /// So many items are on their way.
@@ -126,8 +250,7 @@ impl MapState {
 
     /// The last so many items were not accepted.
     fn cancel_last(&self, count: u64) {
-        lock(&self.kept).cancel_last(count);
-        self.ring();
+        self.change(|kept| (true, kept.cancel_last(count)));
     }
 
     /// One more item is on its way; returns its number.
@@ -148,7 +271,7 @@ impl MapState {
         lock(&self.kept).aside.push(at);
     }
 
-    fn unended(&self) -> u64 {
+    pub(crate) fn unended(&self) -> u64 {
         let kept = lock(&self.kept);
         kept.read - kept.ended
     }
@@ -158,13 +281,13 @@ impl MapState {
         kept.read - kept.first
     }
 
-    fn discard(&self) {
+    pub(crate) fn discard(&self) {
         let dropped = lock(&self.kept).discard();
         drop(dropped);
     }
 
     /// Waits, doing the engine's work meanwhile where nobody else does. False when the time is over.
-    fn wait(
+    pub(crate) fn wait(
         &self,
         py: Python<'_>,
         engine: &Engine<Client>,
@@ -303,6 +426,8 @@ pub(crate) struct Source {
     block_items: usize,
     /// Items read that have no place among the results yet.
     unadded: u64,
+    /// How much was serialised.
+    pub(crate) bytes: u64,
 }
 
 impl Source {
@@ -363,11 +488,22 @@ impl Source {
             way,
             block_items: FIRST_BLOCK_ITEMS,
             unadded,
+            bytes: 0,
         })
     }
 
     /// Takes in one item.
-    fn push(&mut self, feed: &Feed, item: &Bound<'_, PyAny>) -> PyResult<()> {
+    pub(crate) fn push(&mut self, feed: &Feed, item: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = item.py();
+        if self.spread && !item.is_exact_instance_of::<PyTuple>() {
+            // Whatever holds the arguments of a call.
+            let arguments = ffi::call_one(py.get_type::<PyTuple>().as_any(), item)?;
+            return self.push_one(feed, &arguments);
+        }
+        self.push_one(feed, item)
+    }
+
+    fn push_one(&mut self, feed: &Feed, item: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = item.py();
         let state = &feed.state;
         match &mut self.way {
@@ -398,6 +534,7 @@ impl Source {
             } => match write_item(item, "item", block) {
                 Ok(()) => {
                     self.unadded += 1;
+                    self.bytes += block.last_bytes() as u64;
                     if block.len() >= self.block_items || !block.has_room() {
                         self.flush(feed, py)?;
                     }
@@ -434,7 +571,7 @@ impl Source {
     }
 
     /// Hands what has been read to the engine.
-    fn flush(&mut self, feed: &Feed, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn flush(&mut self, feed: &Feed, py: Python<'_>) -> PyResult<()> {
         self.block_items = (self.block_items * 2).min(MOST_BLOCK_ITEMS);
         feed.state.add_pending(std::mem::take(&mut self.unadded));
         let plan = Plan {
@@ -447,7 +584,7 @@ impl Source {
                 let count = std::mem::take(count);
                 match *call {
                     Some(call) if feed.executor.extend_local(py, call, count)? => {}
-                    Some(_) => feed.cancel_last(count),
+                    Some(_) => feed.refused(count),
                     None => {
                         let ticket = Ticket::Map(feed.state.clone());
                         let submitted =
@@ -471,7 +608,7 @@ impl Source {
                     Some(call) => {
                         if !feed.executor.engine.extend_remote(call, items) {
                             // Cancelled or broken meanwhile, and forgotten.
-                            feed.cancel_last(count);
+                            feed.refused(count);
                         }
                     }
                     None => {
@@ -499,7 +636,7 @@ impl Source {
         Ok(())
     }
 
-    fn has_unflushed(&self) -> usize {
+    pub(crate) fn has_unflushed(&self) -> usize {
         match &self.way {
             Way::Inline | Way::Refused(_) => 0,
             Way::Local { count, .. } => *count as usize,
@@ -512,7 +649,7 @@ impl Source {
 #[derive(Debug)]
 pub(crate) struct Feed {
     pub(crate) state: Arc<MapState>,
-    executor: Arc<Executor>,
+    pub(crate) executor: Arc<Executor>,
     /// Taken out by whoever reads: the user's iterator may run anything, and no lock is held meanwhile.
     source: Mutex<Option<Source>>,
     call: Mutex<Option<CallId>>,
@@ -521,18 +658,76 @@ pub(crate) struct Feed {
     /// How the reading ended, if it did: with the input's own exception, or well.
     ended: Mutex<Option<Option<Py<PyAny>>>>,
     exhausted: AtomicBool,
-    /// Reads on at shutdown: only where the user set no window.
-    open_ended: bool,
+    /// The engine has forgotten the call: reading on is of no use.
+    pub(crate) in_vain: AtomicBool,
+    reader: Reader,
+}
+
+/// Who reads a map's input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// Whoever iterates, and `shutdown(wait=True)`.
+    OpenEnded,
+    /// Whoever iterates: the user set a window.
+    Windowed,
+    /// A thread of the pool's, which pushes what it has read.
+    Feeder,
 }
 
 impl Feed {
+    /// The feed of a new map, known to its executor.
+    pub(crate) fn new(
+        executor: Arc<Executor>,
+        state: MapState,
+        source: Source,
+        reader: Reader,
+    ) -> Arc<Feed> {
+        let feed = Arc::new(Feed {
+            state: Arc::new(state),
+            executor,
+            source: Mutex::new(Some(source)),
+            call: Mutex::new(None),
+            unadded: AtomicUsize::new(0),
+            ended: Mutex::new(None),
+            exhausted: AtomicBool::new(false),
+            in_vain: AtomicBool::new(false),
+            reader,
+        });
+        feed.executor.add_feed(feed.clone());
+        feed
+    }
+
+    pub(crate) fn call(&self) -> Option<CallId> {
+        *lock(&self.call)
+    }
+
+    /// What the input raised, if anybody is still to be told.
+    pub(crate) fn take_error(&self) -> Option<Py<PyAny>> {
+        lock(&self.ended).take().flatten()
+    }
+
+    /// Items read and not yielded, as far as they count against how far the input is read ahead.
+    pub(crate) fn read_ahead(&self) -> usize {
+        self.state.held() + self.unadded.load(Ordering::SeqCst)
+    }
+
+    /// Takes the source out, if nobody has; to be put back.
+    pub(crate) fn take_source(&self) -> Option<Source> {
+        lock(&self.source).take()
+    }
+
+    fn refused(&self, count: u64) {
+        self.in_vain.store(true, Ordering::SeqCst);
+        self.cancel_last(count);
+    }
+
     fn set_call(&self, call: CallId) {
         *lock(&self.call) = Some(call);
     }
 
     /// Whether `shutdown(wait=True)` is to read it to its end.
     pub(crate) fn is_open_ended(&self) -> bool {
-        self.open_ended && !self.is_exhausted()
+        self.reader == Reader::OpenEnded && !self.is_exhausted()
     }
 
     /// Items read and not taken for yielding.
@@ -540,12 +735,12 @@ impl Feed {
         self.state.unyielded() as usize + self.unadded.load(Ordering::SeqCst)
     }
 
-    fn is_exhausted(&self) -> bool {
+    pub(crate) fn is_exhausted(&self) -> bool {
         self.exhausted.load(Ordering::SeqCst)
     }
 
     /// Reads at most `most` items.
-    fn read(&self, py: Python<'_>, most: usize) -> PyResult<()> {
+    pub(crate) fn read(&self, py: Python<'_>, most: usize) -> PyResult<()> {
         if most == 0 || self.is_exhausted() {
             return Ok(());
         }
@@ -597,14 +792,14 @@ impl Feed {
         }
     }
 
-    fn put_back(&self, source: Source) {
+    pub(crate) fn put_back(&self, source: Source) {
         self.unadded
             .store(source.unadded as usize, Ordering::SeqCst);
         *lock(&self.source) = Some(source);
     }
 
     /// Hands everything read to the engine, because somebody is about to wait for it.
-    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn flush(&self, py: Python<'_>) -> PyResult<()> {
         let Some(mut source) = lock(&self.source).take() else {
             return Ok(());
         };
@@ -618,7 +813,7 @@ impl Feed {
     }
 
     /// Nothing more will be read.
-    fn end(&self, with: Option<Py<PyAny>>) {
+    pub(crate) fn end(&self, with: Option<Py<PyAny>>) {
         self.unadded.store(0, Ordering::SeqCst);
         let spare = {
             let mut ended = lock(&self.ended);
@@ -637,7 +832,7 @@ impl Feed {
             self.executor.engine.close_call(call);
         }
         self.executor.remove_feed(self);
-        self.state.ring();
+        self.state.close();
         self.executor.engine.nudge();
     }
 
@@ -648,16 +843,30 @@ impl Feed {
 
     /// The executor ends what is not begun.
     pub(crate) fn cut_off(&self) {
-        self.end(None);
+        let cut_short = self.reader == Reader::Feeder && !self.is_exhausted();
+        // Whoever iterates must not take it for the end of the input.
+        self.end(
+            cut_short.then(|| Python::attach(|py| cancelled_error(py).into_value(py).into_any())),
+        );
         let source = lock(&self.source).take();
         drop(source);
+    }
+
+    /// In a forked child: the thread that read the input is not there.
+    pub(crate) fn forked_child(&self, py: Python<'_>) {
+        if self.reader == Reader::Feeder && !self.exhausted.swap(true, Ordering::SeqCst) {
+            *lock(&self.ended) = Some(Some(cancelled_error(py).into_value(py).into_any()));
+            let mut kept = lock(&self.state.kept);
+            kept.cancel_rest();
+            kept.closed = true;
+        }
     }
 
     /// The executor takes no more: a map with a window of its own ends where it is, with an error.
     pub(crate) fn end_with_executor(self: &Arc<Feed>) {
         // Of an open-ended one, the iterator goes on reading, if somebody still holds it.
         let abandoned = Arc::strong_count(self) <= 2;
-        if !self.open_ended || abandoned {
+        if self.reader != Reader::OpenEnded || abandoned {
             let error = Python::attach(|py| {
                 let text =
                     "the executor was shut down before the input of this map was read to its end";
@@ -691,7 +900,7 @@ impl Feed {
     }
 
     /// Cancels what is not begun.
-    fn cancel(&self) {
+    pub(crate) fn cancel(&self) {
         self.end(None);
         // First, so that nobody keeps the ends of what is abandoned now.
         self.state.discard();
@@ -753,17 +962,12 @@ impl MapResults {
         timeout: Option<f64>,
     ) -> PyResult<MapResults> {
         let deadline = deadline_after(timeout)?;
-        let feed = Arc::new(Feed {
-            state: Arc::new(MapState::new(function.clone().unbind())),
-            executor: executor.clone(),
-            source: Mutex::new(Some(source)),
-            call: Mutex::new(None),
-            unadded: AtomicUsize::new(0),
-            ended: Mutex::new(None),
-            exhausted: AtomicBool::new(false),
-            open_ended: window.is_none(),
-        });
-        executor.add_feed(feed.clone());
+        let state = MapState::new(function.clone().unbind(), false);
+        let reader = match window {
+            Some(_) => Reader::Windowed,
+            None => Reader::OpenEnded,
+        };
+        let feed = Feed::new(executor, state, source, reader);
         let first = match window {
             Some(window) => window,
             None if sized => usize::MAX,
@@ -817,10 +1021,10 @@ impl MapResults {
                     let held = feed.held() + self.ready.as_ref().map_or(0, Part::len) + 1;
                     feed.read(py, self.window.saturating_sub(held).min(64))?;
                 }
-                return self.open(py, entry).map(Some);
+                return feed.open(py, entry).map(Some);
             }
             // With a window of its own a map holds no more than that, taken or not.
-            let all = feed.open_ended || feed.is_exhausted();
+            let all = feed.reader == Reader::OpenEnded || feed.is_exhausted();
             self.ready = lock(&state.kept).take_front(all);
             if self.ready.is_some() {
                 continue;
@@ -848,18 +1052,18 @@ impl MapResults {
             }
         }
     }
+}
 
-    fn open(&self, py: Python<'_>, entry: Entry) -> PyResult<Py<PyAny>> {
+impl Feed {
+    /// The value, or what is to be raised.
+    pub(crate) fn open(&self, py: Python<'_>, entry: Entry) -> PyResult<Py<PyAny>> {
         let raised = match entry {
             Entry::Value(value) => return Ok(value),
             Entry::Exception(exception) => exception,
             Entry::Raw(Raw::Cancelled) => return Err(cancelled_error(py)),
             Entry::Raw(raw) => {
-                let executor = &self.feed.executor;
-                let opened = raw.open(py, &self.feed.state.name(py), |why| {
-                    executor.breakage_error(py, why)
-                });
-                match opened {
+                let why = |why| self.executor.breakage_error(py, why);
+                match raw.open(py, &self.state.name(py), why) {
                     Ok(value) => return Ok(value),
                     Err(exception) => exception,
                 }

@@ -109,6 +109,13 @@ impl Raw {
             .is_some_and(|(flavor, _)| flavor == flavor::RETURNED)
     }
 
+    /// The answer, if it is a value that needs no unpickling.
+    pub(crate) fn plain_value(&self) -> Option<&[u8]> {
+        let (flavor, answer) = self.as_answer()?;
+        let plain = answer.first().is_some_and(|tag| *tag != codec::PICKLE);
+        (plain && flavor == flavor::RETURNED).then_some(answer)
+    }
+
     /// The value, or the exception to raise. `name` is what was running, for messages.
     pub(crate) fn open(
         &self,

@@ -760,6 +760,15 @@ impl<C: Client> Engine<C> {
         self.ring_threads(u32::MAX);
     }
 
+    /// Starts workers ahead of their work, until there are so many.
+    pub fn start_workers(&self, count: u32) -> io::Result<()> {
+        self.with(|engine, state| {
+            engine.join_hub(state)?;
+            state.scheduler.start_workers(count, crate::sys::now());
+            Ok(())
+        })
+    }
+
     /// Whether nothing is left: no call, no worker.
     pub fn is_drained(&self) -> bool {
         lock(&self.state).floor.drained

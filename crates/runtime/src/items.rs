@@ -52,6 +52,15 @@ impl Block {
         self.row.len() < MOST_BLOCK_BYTES
     }
 
+    /// How large its last item is, as it travels.
+    pub fn last_bytes(&self) -> usize {
+        let end = |back: usize| match self.ends.len().checked_sub(back) {
+            Some(at) => self.ends[at] as usize,
+            None => 0,
+        };
+        self.row.len().saturating_sub(end(2))
+    }
+
     /// Takes over the only item of another block, which is empty then.
     fn take_only_item(&mut self, other: &mut Block) {
         debug_assert_eq!(other.len(), 1, "a block of one item");

@@ -31,6 +31,25 @@ fn lanes_share_the_slots() {
 }
 
 #[test]
+fn workers_started_ahead_are_those_that_work_would_start() {
+    let mut world = World::new(3, 0);
+    world.start_workers(2);
+    let spawns = |log: &[Action]| count(log, |a| matches!(a, Action::Spawn(_)));
+    assert_eq!(spawns(&world.take_log()), 2);
+    world.start_workers(2);
+    assert_eq!(spawns(&world.take_log()), 0);
+    world.start_workers(9);
+    assert_eq!(spawns(&world.take_log()), 1, "no more than slots");
+    for _ in 0..3 {
+        world.submit(Lane::Process);
+    }
+    let log = world.take_log();
+    assert_eq!(spawns(&log), 0);
+    assert_eq!(count(&log, |a| matches!(a, Action::Send { .. })), 3);
+    world.finish();
+}
+
+#[test]
 fn a_killed_worker_holds_its_slot_until_it_is_gone() {
     let mut world = World::new(1, 0);
     world.submit(Lane::Process);

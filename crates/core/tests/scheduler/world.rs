@@ -516,6 +516,11 @@ impl World {
         self.after_step();
     }
 
+    pub(crate) fn start_workers(&mut self, count: u32) {
+        self.scheduler.start_workers(count, self.now);
+        self.after_step();
+    }
+
     pub(crate) fn kill_all(&mut self) {
         self.scheduler.kill_all();
         self.kill_asked = true;
