@@ -7,7 +7,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup demo check test stress soak bench bench-check clean
+.PHONY: help setup demo check test test-stdlib stress soak bench bench-check clean
 
 # Rounds of `make stress`, and whether every core is kept busy meanwhile.
 N ?= 20
@@ -90,6 +90,9 @@ check: .venv/$(OLDEST)/.installed ## fmt, clippy, ruff, mypy, stubtest, and that
 
 test: setup ## check, then all tests of Rust and of every Python; ends with "N passed, N failed"
 	@$(SUITE) test $(MINORS)
+
+test-stdlib: setup ## CPython's own executor tests against the drop-ins, on every Python that has them
+	@$(PYTHON) scripts/stdlib.py $(foreach minor,$(MINORS),.venv/$(minor)/bin/python)
 
 stress: .venv/$(OLDEST)/.installed ## the concurrency and fault tests N=20 times in a row; LOAD=1 keeps all cores busy
 	@$(SUITE) stress $(OLDEST) --rounds $(N) --load $(LOAD)

@@ -293,3 +293,7 @@ def nap_from_3(number: int) -> int:
     if number >= 3:
         time.sleep(0.2)
     return number
+
+
+def call_method(obj: Any, name: str, *args: Any) -> Any:
+    return getattr(obj, name)(*args)

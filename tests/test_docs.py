@@ -13,15 +13,17 @@ import re
 import signal
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
-import rightlane
+import rightlane.futures
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 PATIENCE_S = 100
+DROP_INS = ["futures.ProcessPoolExecutor", "futures.ThreadPoolExecutor", "_drop_in._Pool"]
 
 
 def python_blocks() -> list[tuple[str, str]]:
@@ -39,8 +41,8 @@ def names_with_examples() -> list[str]:
     """The public names, and their public methods, that have examples in their docstrings."""
     finder = doctest.DocTestFinder(exclude_empty=True)
     names = []
-    for name in ["", "map", *rightlane.__all__]:
-        target = getattr(rightlane, name) if name else rightlane
+    for name in ["", "map", *rightlane.__all__, *DROP_INS]:
+        target = attrgetter(name)(rightlane) if name else rightlane
         # The module's own docstring only: what it holds comes under its own name.
         documented = [target.__doc__] if not name else [test.docstring for test in finder.find(target, name)]
         if any(">>>" in (text or "") for text in documented):
@@ -81,10 +83,12 @@ DOCTEST_DRIVER = """\
 import doctest
 import sys
 
-import rightlane
+from operator import attrgetter
+
+import rightlane.futures
 
 name = sys.argv[1]
-target = getattr(rightlane, name) if name else rightlane
+target = attrgetter(name)(rightlane) if name else rightlane
 namespace = {"__name__": "__main__", "rl": rightlane, "rightlane": rightlane}
 runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
 finder = doctest.DocTestFinder(recurse=bool(name))

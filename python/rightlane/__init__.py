@@ -16,10 +16,12 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from rightlane import futures as futures
     from rightlane._compare import Comparison as Comparison
     from rightlane._compare import Row as Row
     from rightlane._compare import compare as compare
     from rightlane._errors import BrokenExecutor as BrokenExecutor
+    from rightlane._errors import DeserializationError as DeserializationError
     from rightlane._errors import RemoteTraceback as RemoteTraceback
     from rightlane._errors import RightlaneError as RightlaneError
     from rightlane._errors import SerializationError as SerializationError
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BrokenExecutor",
     "Comparison",
+    "DeserializationError",
     "Executor",
     "ExecutorView",
     "Future",
@@ -55,6 +58,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BrokenExecutor": "_errors",
     "Comparison": "_compare",
+    "DeserializationError": "_errors",
     "Executor": "_executor",
     "ExecutorView": "_executor",
     "Future": "_future",
@@ -72,6 +76,9 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "futures":
+        __import__(f"{__name__}.futures")
+        return sys.modules[f"{__name__}.futures"]
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

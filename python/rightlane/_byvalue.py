@@ -156,10 +156,10 @@ _PACKAGE = __name__.partition(".")[0]
 def plain_pickles_suffice(pickle: bytes | None = None) -> bool:
     """Whether a plain pickle of arguments means the same in a worker, where it names things by reference.
 
-    Not if it names a module that a worker cannot import; bytes that only look so do no harm, they take the
-    slow path in vain. Nor while any module is registered with `cloudpickle.register_pickle_by_value`, which
-    is rare enough not to be told from the bytes. Without a pickle: whether that holds for every one without
-    `__main__` in it.
+    Not if it names a module that a worker cannot import, or that of multiprocessing's pipes; bytes that only
+    look so do no harm, they take the slow path in vain. Nor while any module is registered with
+    `cloudpickle.register_pickle_by_value`, which is rare enough not to be told from the bytes. Without a
+    pickle: whether that holds for every one without `__main__` in it.
     """
     if getattr(sys.modules.get("cloudpickle.cloudpickle"), "_PICKLE_BY_VALUE_MODULES", None):
         return False
@@ -181,6 +181,11 @@ def _marks_of_hidden_modules() -> tuple[bytes, ...]:
     count, path_length = len(sys.modules), len(sys.path)
     found = []
     for name, module in list(sys.modules.items()):
+        if name == "multiprocessing.connection":
+            found.append(
+                name.encode()
+            )  # whose objects the plain pickler takes for their descriptors' numbers
+            continue
         # Exactly: a look at a module of the lazy kind would load it.
         if type(module) is not ModuleType or name.partition(".")[0] in sys.stdlib_module_names:
             continue
@@ -861,6 +866,18 @@ def _picklers(light: bool) -> Any:
 _pickler_kinds: dict[bool, Any] = {}
 
 
+def _as_inherited(obj: Any, kind: type) -> Reduced | None:
+    """How to pickle what multiprocessing hands on to processes only as they start."""
+    module = kind.__module__
+    if "multiprocessing.sharedctypes" not in sys.modules and not (
+        type(module) is str and module.startswith(("multiprocessing.", "_multiprocessing"))
+    ):
+        return None
+    from rightlane import _inherited
+
+    return _inherited.reduce(obj)
+
+
 def _make_pickler(base: Any, light: bool) -> Any:
     class Pickler(base):  # type: ignore[misc]
         def __init__(
@@ -901,6 +918,8 @@ def _make_pickler(base: Any, light: bool) -> Any:
                     # Its own reduction names a global, which a worker would not find.
                     parameters = obj.cache_parameters()
                     return _cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"])
+            elif (reduced := _as_inherited(obj, kind)) is not None:
+                return reduced
             elif light:
                 if kind.__module__ == "typing" and kind.__name__ in ("TypeVar", "ParamSpec", "TypeVarTuple"):
                     raise _NeedsCloudpickle

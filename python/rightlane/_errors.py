@@ -20,7 +20,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["BrokenExecutor", "RemoteTraceback", "RightlaneError", "SerializationError", "WorkerLost"]
+__all__ = [
+    "BrokenExecutor",
+    "DeserializationError",
+    "RemoteTraceback",
+    "RightlaneError",
+    "SerializationError",
+    "WorkerLost",
+]
 
 
 class RightlaneError(Exception):
@@ -104,6 +111,14 @@ class SerializationError(RightlaneError, pickle.PicklingError):
         return type(self), (str(self), self.path), self.__dict__
 
 
+class DeserializationError(SerializationError, pickle.UnpicklingError, BrokenProcessPool):
+    """A function, argument, result or exception was sent, and could not be unpickled where it arrived.
+
+    Only its task fails. It is a `BrokenProcessPool` because a standard pool breaks of it. Parameters as of
+    `SerializationError`.
+    """
+
+
 class RemoteTraceback(Exception):
     """The traceback of an exception raised in a worker, as text. It is the cause of that exception.
 
@@ -116,6 +131,11 @@ class RemoteTraceback(Exception):
     def __init__(self, text: str = "") -> None:
         super().__init__(text)
         self.text = text
+
+    @property
+    def tb(self) -> str:
+        """The text, by the name that it has in the standard library's remote tracebacks."""
+        return self.text
 
     def __str__(self) -> str:
         return self.text

@@ -322,7 +322,7 @@ def _shortened(text: str) -> str:
 
 def unpack(blob: bytes) -> BaseException:
     """The exception to raise in the parent. Never raises."""
-    from rightlane._errors import RemoteTraceback, SerializationError
+    from rightlane._errors import DeserializationError, RemoteTraceback
 
     try:
         text, packed = marshal.loads(blob)
@@ -345,7 +345,7 @@ def unpack(blob: bytes) -> BaseException:
         assert root is not None
     except BaseException as error:
         remote = RemoteTraceback("")
-        root = SerializationError(f"the task's exception cannot be unpickled: {_text(error)}", "exception")
+        root = DeserializationError(f"the task's exception cannot be unpickled: {_text(error)}", "exception")
     try:
         _attach(root, remote)
     except BaseException:
@@ -360,9 +360,9 @@ def _unpack_one(packed: Packed, made: list[BaseException | None], root: bool) ->
     except BaseException as error:
         if not root:
             return None
-        from rightlane._errors import SerializationError
+        from rightlane._errors import DeserializationError
 
-        return SerializationError(
+        return DeserializationError(
             f"{data[0]} raised by the task cannot be unpickled here: {_text(error) or _name(type(error))}",
             "exception",
         )

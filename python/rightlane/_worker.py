@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_FLUSH_PATIENCE_S = 5.0
+
 
 def main(seat: _native.WorkerSeat) -> int:
     """Work until told to retire; returns the exit code."""
@@ -128,6 +130,24 @@ class _Hooks:
         from rightlane import _remote
 
         return _remote.pack(error)
+
+    def initializer_raised(self, error: BaseException) -> bytes:
+        """The exception for the wire. It is logged here, as by a standard pool's worker, and what handlers
+        have put into queues of multiprocessing is on its way before this process is killed."""
+        packed = self.pack(error)
+        try:
+            from concurrent.futures import _base
+
+            _base.LOGGER.critical("Exception in initializer:", exc_info=error)
+            if (util := sys.modules.get("multiprocessing.util")) is not None:
+                import threading
+
+                flushing = threading.Thread(target=util._run_finalizers, daemon=True)
+                flushing.start()
+                flushing.join(_FLUSH_PATIENCE_S)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        return packed
 
     def unreadable(self, error: BaseException, what: str) -> tuple[str, str]:
         """Message and path of something that cannot be pickled (`what` names it) or unpickled (empty)."""

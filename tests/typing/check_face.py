@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import assert_type
 
 import rightlane as rl
+from rightlane import futures
 
 
 def length(text: str, *, base: int = 10) -> int:
@@ -88,3 +89,17 @@ def errors(lost: rl.WorkerLost, unsent: rl.SerializationError) -> None:
     base = unsent
     del base
     assert_type(rl.__version__, str)
+
+
+def drop_ins() -> None:
+    with futures.ProcessPoolExecutor(2, max_tasks_per_child=10) as processes:
+        standard: concurrent.futures.ProcessPoolExecutor = processes
+        assert_type(processes.submit(length, "x"), rl.Future[int])
+        assert_type(processes.map(area, [1.0], [2.0], chunksize=2, buffersize=3), Iterator[float])
+        processes.terminate_workers()
+        del standard
+    threads = futures.ThreadPoolExecutor(thread_name_prefix="reader", initializer=print, initargs=("x",))
+    asyncio.get_event_loop().set_default_executor(threads)
+    done, _ = futures.wait([threads.submit(length, "x")])
+    assert_type(done.pop().result(), int)
+    futures.ThreadPoolExecutor(mp_context=None)  # type: ignore[call-arg]

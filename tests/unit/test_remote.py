@@ -11,7 +11,7 @@ START = """
 import sys, threading
 import pair
 from pair import Worker, _remote
-from rightlane._errors import RemoteTraceback, SerializationError
+from rightlane._errors import DeserializationError, RemoteTraceback, SerializationError
 w = Worker()
 def caught(fn, *args):
     try: w(fn, *args)
@@ -273,7 +273,7 @@ def test_hostile_exceptions_never_break_the_wire(tmp_path: Path) -> None:
     )
 
 
-def test_failures_in_the_parent_become_serialization_errors(tmp_path: Path) -> None:
+def test_failures_in_the_parent_become_deserialization_errors(tmp_path: Path) -> None:
     main(
         """
         import os
@@ -284,9 +284,9 @@ def test_failures_in_the_parent_become_serialization_errors(tmp_path: Path) -> N
         PARENT = os.getpid()
         def f(): raise Picky("a")
         e = caught(f)
-        assert type(e) is SerializationError and "Picky" in str(e) and type(e.__cause__) is RemoteTraceback
+        assert type(e) is DeserializationError and "Picky" in str(e) and type(e.__cause__) is RemoteTraceback
         e = _remote.unpack(b"rubbish")
-        assert type(e) is SerializationError
+        assert type(e) is DeserializationError
         """,
         tmp_path,
     )

@@ -21,6 +21,7 @@ use rightlane_runtime::{
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::os::fd::IntoRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -1050,6 +1051,8 @@ pub(crate) fn call_item(
 #[derive(Debug)]
 pub(crate) struct PyEngine {
     executor: Arc<Executor>,
+    /// Whether the executor ends when this goes.
+    owner: bool,
 }
 
 #[pymethods]
@@ -1107,7 +1110,10 @@ impl PyEngine {
         });
         open_executors();
         lock(&EXECUTORS).push(executor.clone());
-        Ok(PyEngine { executor })
+        Ok(PyEngine {
+            executor,
+            owner: true,
+        })
     }
 
     /// Accepts one call and returns its future, of a class that inherits from `rightlane.Future`, or of that one.
@@ -1259,6 +1265,34 @@ impl PyEngine {
         self.executor.engine.turn_world(world);
     }
 
+    /// The workers that are not ending, as pid and a pidfd that is the caller's; whether more are being started.
+    fn worker_handles(&self) -> PyResult<(Vec<(i32, i32)>, bool)> {
+        let (handles, awaited) = self.executor.engine.worker_handles()?;
+        let handles = handles.into_iter();
+        let handles = handles.map(|(pid, pidfd)| (pid, pidfd.into_raw_fd()));
+        Ok((handles.collect(), awaited))
+    }
+
+    /// The same engine, to look at: it does not end when this goes.
+    fn view(&self) -> PyEngine {
+        PyEngine {
+            executor: self.executor.clone(),
+            owner: false,
+        }
+    }
+
+    /// Why the executor can run nothing any more, in words, if it can't.
+    #[getter]
+    fn breakage(&self, py: Python<'_>) -> Option<String> {
+        match self.executor.engine.refusal() {
+            Some(Refused::Broken(breakage)) => {
+                let error = self.executor.breakage_error(py, breakage);
+                Some(error.value(py).to_string())
+            }
+            _ => None,
+        }
+    }
+
     /// What is accepted and has not ended, by name.
     fn open_tasks(&self, py: Python<'_>) -> Vec<String> {
         self.executor.open_task_names(py)
@@ -1280,7 +1314,7 @@ impl PyEngine {
 impl Drop for PyEngine {
     fn drop(&mut self) {
         // A collected executor finishes what it has accepted, then retires (rule 2).
-        if !self.executor.closed.load(Ordering::Relaxed) {
+        if self.owner && !self.executor.closed.load(Ordering::Relaxed) {
             self.executor.shut_down(false, false);
         }
     }
@@ -1316,7 +1350,10 @@ pub(crate) fn begin_exit(py: Python<'_>) -> PyResult<Vec<Py<PyEngine>>> {
     EXITING.store(true, Ordering::Relaxed);
     let engines = open_executors().into_iter();
     engines
-        .map(|executor| Py::new(py, PyEngine { executor }))
+        .map(|executor| {
+            let owner = true;
+            Py::new(py, PyEngine { executor, owner })
+        })
         .collect()
 }
 

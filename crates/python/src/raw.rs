@@ -12,8 +12,10 @@ pub(crate) mod flavor {
     pub(crate) const RETURNED: u8 = 0;
     /// The function raised; packed by `rightlane._remote`.
     pub(crate) const RAISED: u8 = 1;
-    /// Something could not be pickled or unpickled; a tuple of message and path.
+    /// Something could not be pickled; a tuple of message and path.
     pub(crate) const UNSENDABLE: u8 = 2;
+    /// The function or its arguments could not be unpickled; a tuple of message and path.
+    pub(crate) const UNREADABLE: u8 = 3;
 }
 
 #[derive(Debug)]
@@ -136,7 +138,8 @@ impl Raw {
                         Err(error) => unreadable(py, name, error),
                     },
                     flavor::RAISED => raised(py, bytes),
-                    _ => unsendable(py, bytes),
+                    flavor::UNREADABLE => unsendable(py, bytes, "DeserializationError"),
+                    _ => unsendable(py, bytes, "SerializationError"),
                 }
             }
         };
@@ -152,9 +155,10 @@ fn raised(py: Python<'_>, packed: &[u8]) -> PyResult<Py<PyAny>> {
     Ok(ffi::call_method(&remote, "unpack", (packed,))?.unbind())
 }
 
-fn unsendable(py: Python<'_>, bytes: &[u8]) -> PyResult<Py<PyAny>> {
+fn unsendable(py: Python<'_>, bytes: &[u8], class: &str) -> PyResult<Py<PyAny>> {
     let (message, path): (String, String) = codec::decode(py, bytes)?.extract()?;
-    serialization_error(py, &message, &path)
+    let errors = ffi::import(py, c"rightlane._errors")?;
+    Ok(ffi::call_method(&errors, class, (message, path))?.unbind())
 }
 
 /// A `SerializationError`.
@@ -172,9 +176,10 @@ fn unreadable(py: Python<'_>, name: &str, error: PyErr) -> PyResult<Py<PyAny>> {
         "the result of {name} cannot be unpickled here: {}",
         describe(py, &error)
     );
-    let made = serialization_error(py, &message, "result")?;
-    made.setattr(py, "__cause__", error.into_value(py))?;
-    Ok(made)
+    let errors = ffi::import(py, c"rightlane._errors")?;
+    let made = ffi::call_method(&errors, "DeserializationError", (message, "result"))?;
+    made.setattr("__cause__", error.into_value(py))?;
+    Ok(made.unbind())
 }
 
 /// An error in one line, as a traceback ends.

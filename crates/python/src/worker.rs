@@ -7,7 +7,7 @@ use crate::codec;
 use crate::executor::{call_item, shape};
 use crate::map::Numbers;
 use crate::raw::{describe, flavor};
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use rightlane_runtime::nursery::{Interpreter, Nursery, Seat};
@@ -152,6 +152,7 @@ pub(crate) fn serve_worker(
         forget: hooks.getattr("forget")?,
         resolve: hooks.getattr("resolve")?,
         pack: hooks.getattr("pack")?,
+        initializer_raised: hooks.getattr("initializer_raised")?,
         dumps: hooks.getattr("dumps")?,
         unreadable: hooks.getattr("unreadable")?,
         flush: hooks.getattr("flush")?,
@@ -183,6 +184,7 @@ struct Hooks<'py> {
     forget: Bound<'py, PyAny>,
     resolve: Bound<'py, PyAny>,
     pack: Bound<'py, PyAny>,
+    initializer_raised: Bound<'py, PyAny>,
     dumps: Bound<'py, PyAny>,
     unreadable: Bound<'py, PyAny>,
     flush: Bound<'py, PyAny>,
@@ -267,7 +269,9 @@ impl<'py> Worker<'py> {
                 )),
             };
             if let Some(error) = raised {
-                let packed: Vec<u8> = self.hooks.pack.call1((error.value(self.py),))?.extract()?;
+                let told = &self.hooks.initializer_raised;
+                let packed: Vec<u8> = told.call1((error.value(self.py),))?.extract()?;
+                self.flush();
                 self.desk.initializer_raised(&packed).map_err(broken)?;
                 return Ok(false);
             }
@@ -370,12 +374,18 @@ impl<'py> Worker<'py> {
         let raised = match outcome {
             Ok(value) => match self.write_value(&value) {
                 Ok(()) => return Some(flavor::RETURNED),
+                // An exit, raised by the result's own reduction, ends the task as one raised by its function.
+                Err(error) if !error.is_instance_of::<PyException>(py) => error,
                 Err(error) => return Some(self.write_unsendable(&error, "result")),
             },
             Err(Failed::Raised(error)) => error,
-            Err(Failed::Unreadable(error)) => return Some(self.write_unsendable(&error, "")),
+            Err(Failed::Unreadable(error)) => {
+                self.write_unsendable(&error, "");
+                return Some(flavor::UNREADABLE);
+            }
             Err(Failed::Outdated) => return None,
         };
+        self.answer.truncate(HEAD_BYTES);
         // `pack` never raises; should it do so all the same, the worker is at its end.
         let packed = self
             .hooks

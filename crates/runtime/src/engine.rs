@@ -843,6 +843,24 @@ impl<C: Client> Engine<C> {
         true
     }
 
+    /// The workers that have not been told to end, each with a pidfd of its own, and whether some are asked for that
+    /// are not there yet.
+    pub fn worker_handles(&self) -> io::Result<(Vec<(i32, OwnedFd)>, bool)> {
+        let state = lock(&self.state);
+        let mut awaited = false;
+        let mut handles = Vec::new();
+        for (&worker, link) in &state.floor.links {
+            if !state.scheduler.is_up(worker) || link.dead_by.is_some() {
+                continue;
+            }
+            match (link.pid, &link.pidfd) {
+                (Some(pid), Some(pidfd)) => handles.push((pid, pidfd.try_clone()?)),
+                _ => awaited = true,
+            }
+        }
+        Ok((handles, awaited))
+    }
+
     /// In a forked child: forgets workers and threads, ends every call as cancelled, and is ready for new
     /// work, unless it had been shut down.
     pub fn reset_in_child(&self) {
