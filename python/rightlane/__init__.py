@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from rightlane._executor import Executor as Executor
     from rightlane._executor import ExecutorView as ExecutorView
     from rightlane._future import Future as Future
-    from rightlane._shared import map as map
-    from rightlane._shared import submit as submit
     from rightlane._pool import Pool as Pool
     from rightlane._pool import ThreadPool as ThreadPool
+    from rightlane._shared import map as map
+    from rightlane._shared import submit as submit
 
 __all__ = [
     "BrokenExecutor",

@@ -498,8 +498,10 @@ class Pool(_standard.Pool):  # type: ignore[misc]
             _executor._prepare_template()
         name = f"rightlane-pool-{_executor._next_number()}"
         workers = min(number, _executor._MOST_WORKERS)
-        limit = {} if maxtasksperchild is None else {"max_tasks_per_child": maxtasksperchild}
-        self._engine = _native.Engine(workers, processes_wanted, initializer, tuple(initargs), name, **limit)
+        tasks = None if maxtasksperchild is None else min(maxtasksperchild, _executor._NO_LIMIT)
+        self._engine = _native.Engine(workers, processes_wanted, initializer, tuple(initargs), name, tasks)
+        if processes_wanted:
+            _executor._import_pickling()
         self._processes = number
         self._maxtasksperchild = maxtasksperchild
         self._initializer = initializer
