@@ -129,5 +129,14 @@ BARS = [
         _TPE,
     ),
     Bar("cost of a task at 1,000,000 pending, of that at 1,000", "depth", "growth_ratio", 1.3, "times"),
+    *(
+        Bar(f"{name}, of the executor's time", "drop-ins", key, 1.1, "times")
+        for name, key in (
+            ("futures.ProcessPoolExecutor.submit", "futures_submits_ratio"),
+            ("futures.ProcessPoolExecutor.map", "futures_map_ratio"),
+            ("Pool.apply_async", "pool_submits_ratio"),
+            ("Pool.map", "pool_map_ratio"),
+        )
+    ),
     Bar("cost of a task with 64 workers, of that with 2", "width", "growth_ratio", 1.5, "times"),
 ]

@@ -305,6 +305,28 @@ CASES = [
             "All workers have run something before the clock starts. Peers with processes run fewer tasks.",
         ),
     ),
+    Case(
+        "drop-ins",
+        "What `rl.futures.ProcessPoolExecutor` and `rl.Pool` take of the executor's time for the same work",
+        {
+            "futures_submits_ratio": "futures, submits",
+            "futures_map_ratio": "futures, map",
+            "pool_submits_ratio": "Pool, apply_async",
+            "pool_map_ratio": "Pool, map",
+        },
+        lambda quick: {"workers": WORKERS, "count": 2_000 if quick else 50_000, "turns": 3 if quick else 11},
+        meaningless=_none(
+            "not ours",
+            "rightlane thread",
+            "ProcessPoolExecutor",
+            "ThreadPoolExecutor",
+            "multiprocessing.Pool",
+            "loky",
+            "joblib",
+            "no pool",
+        ),
+        notes=("No-ops over a range of 50,000; in turns, in one process.",),
+    ),
     *(
         Case(
             f"killed-{state}",

@@ -391,6 +391,40 @@ def killed(engine: Engine, workers: int, kills: int, busy: int) -> Values:
     return {"p50_s": statistics.median(times_s), "max_s": max(times_s)}
 
 
+def drop_ins(engine: Engine, workers: int, count: int, turns: int) -> Values:
+    """The same work through the executor and through the drop-ins, in turns, as a ratio of medians."""
+    import rightlane as rl
+
+    _warm(engine, workers)
+    executor: Any = engine.pool  # type: ignore[attr-defined]
+    numbers = range(count)
+    noop = tasks.noop
+    with rl.futures.ProcessPoolExecutor(workers) as futures, rl.Pool(workers) as pool:
+        submits: dict[str, Callable[[], list[int]]] = {
+            "executor": lambda: [f.result() for f in [executor.submit(noop, n) for n in numbers]],
+            "futures": lambda: [f.result() for f in [futures.submit(noop, n) for n in numbers]],
+            "pool": lambda: [r.get() for r in [pool.apply_async(noop, (n,)) for n in numbers]],
+        }
+        maps: dict[str, Callable[[], list[int]]] = {
+            "executor": lambda: list(executor.map(noop, numbers)),
+            "futures": lambda: list(futures.map(noop, numbers)),
+            "pool": lambda: pool.map(noop, numbers),
+        }
+        values: Values = {}
+        for kind, ways in (("submits", submits), ("map", maps)):
+            times_s: dict[str, list[float]] = {name: [] for name in ways}
+            for turn in range(turns + 1):
+                for name, way in ways.items():
+                    start = time.perf_counter()
+                    assert way() == list(numbers)
+                    if turn > 0:
+                        times_s[name].append(time.perf_counter() - start)
+            medians_s = {name: statistics.median(some) for name, some in times_s.items()}
+            for name in ("futures", "pool"):
+                values[f"{name}_{kind}_ratio"] = medians_s[name] / medians_s["executor"]
+    return values
+
+
 def _warm(engine: Engine, workers: int) -> None:
     """Open, and have every worker started and at work: the cold start has cases of its own."""
     engine.open(workers)
@@ -423,6 +457,7 @@ CASES: dict[str, Callable[..., Values]] = {
     "pending-bytes-dict": pending_bytes,
     "depth": depths,
     "width": widths,
+    "drop-ins": drop_ins,
     "killed-idle": killed,
     "killed-busy": killed,
 }

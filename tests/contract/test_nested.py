@@ -13,7 +13,7 @@ import rightlane as rl
 import tasks
 from support import Start, alive, eventually, lines
 
-pytestmark = [pytest.mark.stress, pytest.mark.usefixtures("shared")]
+pytestmark = pytest.mark.usefixtures("shared")
 
 Make = Callable[..., rl.Executor]
 

@@ -14,7 +14,7 @@ import rightlane as rl
 import tasks
 from support import Start, eventually, lines
 
-pytestmark = [pytest.mark.stress, pytest.mark.usefixtures("shared")]
+pytestmark = pytest.mark.usefixtures("shared")
 
 
 def test_results_and_errors() -> None:

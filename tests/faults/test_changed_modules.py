@@ -10,8 +10,6 @@ import pytest
 
 from support import Start
 
-pytestmark = pytest.mark.stress
-
 # Each version of a module is of another length: where it is compiled within a second, the cache of its
 # bytecode goes by that.
 PREAMBLE = """

@@ -8,8 +8,6 @@ import pytest
 
 from support import Start, eventually
 
-pytestmark = pytest.mark.stress
-
 METHODS = ("fork", "spawn", "forkserver")
 
 

@@ -11,8 +11,6 @@ import pytest
 import rightlane as rl
 from support import Start
 
-pytestmark = pytest.mark.stress
-
 
 def test_settings_of_the_caller_hold_in_workers(start: Start, tmp_path: Path) -> None:
     """rule 20: as of the worker's fork."""
