@@ -56,6 +56,7 @@ else:
 
 __all__ = ["AsyncResult", "MapResult", "MaybeEncodingError", "Pool", "ThreadPool"]
 
+_NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 RUN = multiprocessing.pool.RUN
 CLOSE = multiprocessing.pool.CLOSE
 TERMINATE = multiprocessing.pool.TERMINATE
@@ -515,7 +516,7 @@ class Pool(_standard.Pool):  # type: ignore[misc]
         self,
         func: Callable[..., T],
         args: Iterable[Any] = (),
-        kwds: Mapping[str, Any] = types.MappingProxyType({}),
+        kwds: Mapping[str, Any] = _NO_KEYWORDS,
     ) -> T:
         """Run `func(*args, **kwds)` in a worker, wait for it, and return what it returns."""
         return self.apply_async(func, args, kwds).get()
@@ -524,7 +525,7 @@ class Pool(_standard.Pool):  # type: ignore[misc]
         self,
         func: Callable[..., T],
         args: Iterable[Any] = (),
-        kwds: Mapping[str, Any] = types.MappingProxyType({}),
+        kwds: Mapping[str, Any] = _NO_KEYWORDS,
         callback: Callable[[T], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[T]:
@@ -559,7 +560,7 @@ class Pool(_standard.Pool):  # type: ignore[misc]
             self._lane,
             func,
             args if type(args) is tuple else tuple(args),
-            dict(kwds) if kwds else None,
+            None if kwds is _NO_KEYWORDS else dict(kwds),
             self._result_class,
         )
         if callback is not None or error_callback is not None:
