@@ -110,27 +110,29 @@ _known_to_fork = False
 def attend() -> None:
     """Start the thread that answers, unless the hub's door is attended to. Any thread may call this."""
     global _inside, _attendant, _known_to_fork
+    import os
     import threading
 
     from rightlane import _native
 
-    descriptor = _native.take_door()
-    if descriptor is None:
-        return
     if not _known_to_fork:
-        import os
-
         _known_to_fork = True
         os.register_at_fork(
             before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
         )
-    socket = _inside = _socket.socket(fileno=descriptor)
-    thread = threading.Thread(target=_serve, args=(socket,), name="rightlane-door", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:
-        socket.close()  # no thread is to be had: who asks will be told that nobody answers
+    descriptor = _native.take_door()
+    if descriptor is None:
         return
+    socket = _inside = _socket.socket(fileno=descriptor)
+    try:
+        thread = threading.Thread(target=_serve, args=(socket,), name="rightlane-door", daemon=True)
+        thread.start()
+    except BaseException as error:
+        # No thread is to be had, or Ctrl-C came: who asks will be told that nobody answers.
+        socket.close()
+        if isinstance(error, RuntimeError):
+            return
+        raise
     _attendant = thread
 
 
@@ -138,10 +140,9 @@ def join() -> None:
     """Wait for the thread to end, which it does with the hub; for long only if it answers with the user's
     code.
     """
-    import threading
-
-    if _attendant is not None and _attendant is not threading.current_thread():
-        _attendant.join(_JOIN_PATIENCE_S)
+    attendant = _attendant
+    if attendant is not None and attendant.ident != _thread.get_ident():
+        attendant.join(_JOIN_PATIENCE_S)
 
 
 def _serve(socket: Any) -> None:
@@ -230,16 +231,17 @@ _ANSWERS: dict[str, Any] = {
     "value": _value,
 }
 
-_held = False
+_forking: set[int] = set()  # threads that hold the lock across a fork
 
 
 def _before_fork() -> None:
-    global _held
-    _held = _answering.acquire(timeout=_FORK_PATIENCE_S)
+    if _answering.acquire(timeout=_FORK_PATIENCE_S):
+        _forking.add(_thread.get_ident())
 
 
 def _after_fork_in_parent() -> None:
-    if _held:
+    if _thread.get_ident() in _forking:
+        _forking.discard(_thread.get_ident())
         _answering.release()
 
 
@@ -247,5 +249,6 @@ def _after_fork_in_child() -> None:
     global _inside, _attendant, _answering
     socket, _inside, _attendant = _inside, None, None
     _answering = _thread.allocate_lock()
+    _forking.clear()
     if socket is not None:
         socket.close()

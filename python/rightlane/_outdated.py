@@ -96,7 +96,7 @@ def notice(marks: Marks) -> bytes | None:
     """What the engine should know before a worker takes this one's place, if anything."""
     for (module, _, _), _ in marks:
         if _came_with_template(module):
-            return b"outdated\0" + module.partition(".")[0].encode()
+            return b"outdated\0%d\0%s" % (posix.getppid(), module.partition(".")[0].encode())
     return None
 
 

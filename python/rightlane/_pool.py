@@ -109,7 +109,9 @@ def _serialization_error(error: _errors.SerializationError) -> BaseException:
     error.args = (str(error).replace('use lane="thread"', "use a ThreadPool"), error.path)
     cause = error.__cause__
     made: BaseException
-    if error.path.startswith("result"):
+    if error.path.startswith("exception"):
+        made = MaybeEncodingError(str(error), error.path)
+    elif error.path.startswith("result"):
         if cause is not None:  # it was sent, and cannot be unpickled here
             return error
         made = MaybeEncodingError(str(error), error.path)

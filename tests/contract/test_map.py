@@ -220,3 +220,16 @@ def test_a_long_chunk_does_not_hold_up_idle_workers(make: Callable[..., rl.Execu
 def test_large_items(ex: rl.Executor) -> None:
     blobs = [bytes([i]) * 300_000 for i in range(60)]
     assert list(ex.map(tasks.echo, blobs)) == blobs
+
+
+def test_a_task_that_raises_stop_iteration_does_not_end_the_map(ex: rl.Executor) -> None:
+    """As with the standard `map`, which is a generator: it must not look like the end of the input."""
+
+    def third_is_empty(n: int) -> int:
+        return n if n != 2 else next(iter(()))
+
+    results = ex.map(third_is_empty, range(5))
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(RuntimeError, match="generator raised StopIteration") as raised:
+        next(results)
+    assert isinstance(raised.value.__cause__, StopIteration)

@@ -13,6 +13,7 @@ import pickle
 import queue
 import signal
 import threading
+import time
 import warnings
 import weakref
 from collections import Counter
@@ -883,3 +884,73 @@ def test_a_forked_child_has_an_empty_pool(start: Start, kind: type[rl.Pool], tmp
         tmp_path / "gate",
     )
     assert script.succeeds() == "1 [None, None, None]\n"
+
+
+def test_what_was_read_and_never_sent_ends_with_terminate() -> None:
+    """invariant 1: an item that cannot be pickled counts those before it as read, though none was sent."""
+    pool, read, go_on = rl.Pool(1), threading.Event(), threading.Event()
+
+    def items() -> Iterator[object]:
+        for _ in range(100):
+            yield 0.05
+        yield 0.0
+        yield threading.Lock()
+        read.set()
+        go_on.wait(60)
+
+    results = pool.imap(time.sleep, items())
+    assert read.wait(60)
+    pool.terminate()
+    ends = []
+    while True:
+        try:
+            ends.append(results.next(timeout=60))
+        except StopIteration:
+            break
+        except multiprocessing.TimeoutError:
+            raise AssertionError("the results do not end") from None
+        except (CancelledError, rl.WorkerLost, rl.SerializationError) as error:
+            ends.append(error)
+    go_on.set()
+    assert len(ends) == 103, "102 items, and the input that was cut short"
+    pool.join()
+
+
+def raise_what_cannot_be_sent() -> None:
+    error = ValueError("x")
+    error.lock = threading.Lock()  # type: ignore[attr-defined]
+    raise error
+
+
+def test_an_exception_that_cannot_be_sent() -> None:
+    with rl.Pool(1) as pool:
+        with pytest.raises(multiprocessing.pool.MaybeEncodingError) as raised:
+            pool.apply(raise_what_cannot_be_sent)
+        assert isinstance(raised.value, rl.SerializationError)
+        assert isinstance(raised.value.__cause__, ValueError)
+
+
+def test_initializers_are_answered_before_the_first_task(start: Start) -> None:
+    """rule 21: they may ask for the resource tracker of the user's process."""
+    script = start("""
+        import rightlane as rl
+        from multiprocessing.shared_memory import SharedMemory
+        from support import eventually
+
+        def touch(name, started):
+            memory = SharedMemory(name=name)
+            memory.close()
+            open(started, "a").write("+")
+
+        import os, sys, tempfile
+        memory = SharedMemory(create=True, size=10)
+        started = os.path.join(tempfile.mkdtemp(), "started")
+        pool = rl.Pool(2, touch, (memory.name, started))
+        assert len(pool._pool) == 2
+        eventually(lambda: os.path.exists(started) and open(started).read() == "++")
+        pool.close()
+        pool.join()
+        memory.close()
+        memory.unlink()
+    """)
+    script.succeeds()

@@ -376,3 +376,38 @@ def test_a_template_that_knows_the_older_module_is_replaced(start: Start, tmp_pa
         """,
         site,
     ).succeeds()
+
+
+def test_many_workers_that_refuse_cost_one_template(start: Start, tmp_path: Path) -> None:
+    """rules 5 and 19: each says that its template is out of date; the next template is not."""
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    (site / "slow_package.py").write_text("import time; time.sleep(0.02)\ndef value(x):\n    return x + 1\n")
+    start(
+        """
+        import importlib, sys
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[1])
+        import slow_package
+        import rightlane as rl
+        from support import eventually
+
+        def learned():
+            return "slow_package" in getattr(sys.modules.get("rightlane._preload"), "_aside", ())
+
+        def is_learned():
+            with rl.Executor(1, lane="process") as ex:
+                return ex.submit(learned).result()
+
+        with rl.Executor(1, lane="process") as keep:
+            assert keep.submit(slow_package.value, 1).result() == 2
+            eventually(is_learned)
+            path = Path(sys.argv[1], "slow_package.py")
+            path.write_text("import time; time.sleep(0.02)\\ndef value(x):\\n    return x + 1000\\n")
+            importlib.reload(slow_package)
+            with rl.Executor(8, lane="process") as ex:
+                futures = [ex.submit(slow_package.value, i) for i in range(24)]
+                assert [f.result() for f in futures] == list(range(1000, 1024))
+        """,
+        site,
+    ).succeeds()

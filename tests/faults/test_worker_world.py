@@ -291,3 +291,32 @@ def test_random_numbers_differ_between_workers(start: Start) -> None:
                 seen[pid] = number
         assert len(set(seen.values())) == len(seen) >= 2
     """).succeeds()
+
+
+def test_a_worker_that_is_forked_later_than_its_task_was_submitted(start: Start) -> None:
+    """rule 20: behind a thread that holds the slot, and behind a worker that leaves."""
+    start("""
+        import os, sys, threading
+        import rightlane as rl
+
+        def look():
+            import multiprocessing.process
+            name = multiprocessing.process.current_process().name
+            return os.environ["RIGHTLANE_TEST"], os.getcwd(), sys.argv[1:], name != "MainProcess"
+
+        lock, go_on = threading.Lock(), threading.Event()
+        os.chdir("/")
+        with rl.Executor(1) as ex:
+            holds = ex.submit(lambda: (lock, go_on.wait(60)))  # cannot be pickled: runs in a thread
+            os.environ["RIGHTLANE_TEST"] = "behind a thread"
+            seen = ex.submit(look)
+            go_on.set()
+            assert seen.result() == ("behind a thread", "/", sys.argv[1:], True), seen.result()
+        with rl.Executor(1, lane="process", max_tasks_per_child=1) as ex:
+            for name in ("first", "second", "third"):
+                os.environ["RIGHTLANE_TEST"] = name
+                seen = ex.submit(look)
+                again = ex.submit(look)
+                assert seen.result()[0] == name
+                assert again.result()[0] == name
+    """).succeeds()

@@ -663,6 +663,11 @@ impl Scheduler {
         self.may_spawn() && self.has_slot() && self.idle_in(self.world).is_none()
     }
 
+    /// Whether a worker may be started for what is accepted now, or is to take the place of one that leaves.
+    pub fn may_spawn_for_more(&self) -> bool {
+        self.would_spawn() || self.last_runners > 0
+    }
+
     /// Whether work waits only because too many workers are about to end: the end of one is the next thing
     /// that happens.
     pub fn waits_for_endings(&self) -> bool {

@@ -273,9 +273,12 @@ impl rightlane_runtime::Client for Client {
             rightlane_runtime::want_site();
             return;
         }
-        if let Some(subject) = bytes.strip_prefix(b"outdated\0") {
-            if let Ok(subject) = str::from_utf8(subject) {
-                rightlane_runtime::unlearn(subject);
+        if let Some(told) = bytes.strip_prefix(b"outdated\0") {
+            if let Ok(told) = str::from_utf8(told)
+                && let Some((template, subject)) = told.split_once('\0')
+                && let Ok(template) = template.parse()
+            {
+                rightlane_runtime::unlearn(subject, template);
             }
             return;
         }
@@ -408,8 +411,7 @@ impl Executor {
     /// Workers started from here on shall live in the caller's present world (rule 20).
     pub(crate) fn refresh_world(&self, py: Python<'_>) -> PyResult<()> {
         // Who looks at the world at each call has told it already, and what it tells must stay what it saw.
-        let told = self.shared && self.engine.has_world();
-        if !told && self.engine.would_spawn() {
+        if self.engine.wants_world(!self.shared) {
             let module = ffi::import(py, c"rightlane._world")?;
             let world = ffi::call_method(&module, "capture", ())?;
             self.engine.set_world(world.extract()?);
@@ -948,7 +950,8 @@ fn log_initializer(py: Python<'_>, error: &PyErr) {
     let logged = (|| -> PyResult<()> {
         let logger = ffi::import(py, c"concurrent.futures._base")?.getattr("LOGGER")?;
         let details = PyDict::new(py);
-        details.set_item("exc_info", error.value(py))?;
+        // A value by itself has no traceback before Python 3.12.
+        details.set_item("exc_info", error.clone_ref(py).into_value(py))?;
         let message = ("Exception in initializer:",).into_pyobject(py)?;
         ffi::call(&logger.getattr("critical")?, &message, Some(&details))?;
         Ok(())
@@ -1189,7 +1192,9 @@ impl PyEngine {
     /// Starts workers ahead of their work, until there are so many.
     fn start_workers(&self, py: Python<'_>, count: u32) -> PyResult<()> {
         self.executor.refresh_world(py)?;
-        Ok(self.executor.engine.start_workers(count)?)
+        self.executor.engine.start_workers(count)?;
+        Executor::attend_door(py);
+        Ok(())
     }
 
     /// Takes no more work. Does not wait.

@@ -642,7 +642,8 @@ fn run_callback(py: Python<'_>, callback: &Bound<'_, PyAny>, future: &Bound<'_, 
         let logged = (|| -> PyResult<()> {
             let logger = ffi::import(py, c"concurrent.futures._base")?.getattr("LOGGER")?;
             let details = pyo3::types::PyDict::new(py);
-            details.set_item("exc_info", error.value(py))?;
+            // A value by itself has no traceback before Python 3.12.
+            details.set_item("exc_info", error.clone_ref(py).into_value(py))?;
             let message = ("exception calling callback for %r", future).into_pyobject(py)?;
             ffi::call(&logger.getattr("error")?, &message, Some(&details))?;
             Ok(())

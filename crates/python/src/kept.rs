@@ -212,8 +212,14 @@ impl Kept {
             self.cancelled_from = Some(self.cancelled_from.map_or(from, |old| old.min(from)));
             return;
         }
+        // Where ends are taken as they come, or not at all, `first` is no item's number.
+        let lowest = if self.unordered || self.discard {
+            0
+        } else {
+            self.first
+        };
         let (mut at, mut left) = (self.read, count);
-        while left > 0 && at > self.first {
+        while left > 0 && at > lowest {
             at -= 1;
             if self.aside.binary_search(&at).is_err() {
                 left -= 1;

@@ -18,7 +18,7 @@ use crate::ffi;
 use crate::future::{Slot, deadline_after, function_name};
 use crate::kept::{Entry, Kept, Part};
 use crate::raw::{Raw, cancelled_error};
-use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTimeoutError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyStopIteration, PyTimeoutError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyRange, PyTuple};
@@ -848,8 +848,21 @@ impl Feed {
         self.end(
             cut_short.then(|| Python::attach(|py| cancelled_error(py).into_value(py).into_any())),
         );
-        let source = lock(&self.source).take();
+        self.drop_source();
+    }
+
+    /// Nobody reads on: what was read and not handed to the engine ends as cancelled.
+    pub(crate) fn drop_source(&self) {
+        let Some(source) = lock(&self.source).take() else {
+            return;
+        };
+        // Those not counted yet have no place among the results, and need none.
+        let counted =
+            source.has_unflushed() as u64 - source.unadded.min(source.has_unflushed() as u64);
         drop(source);
+        if counted > 0 {
+            self.cancel_last(counted);
+        }
     }
 
     /// In a forked child: the thread that read the input is not there.
@@ -1088,7 +1101,15 @@ impl MapResults {
         if next.is_err() {
             self.stop();
         }
-        next
+        // A generator, such as the standard `map`, is not ended by what a task raised either.
+        next.map_err(|error| match error.is_instance_of::<PyStopIteration>(py) {
+            true => {
+                let raised = PyRuntimeError::new_err("generator raised StopIteration");
+                raised.set_cause(py, Some(error));
+                raised
+            }
+            false => error,
+        })
     }
 
     /// Cancels what has not begun and ends the iteration.

@@ -320,7 +320,12 @@ impl Inlet {
             let error = cancelled_error(py).into_value(py).into_any();
             feed.end(Some(error));
         }
-        Ok(!feed.is_exhausted())
+        if feed.is_exhausted() {
+            // Cut off meanwhile, when there was no source to drop.
+            feed.drop_source();
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Sleeps until there is room.

@@ -630,12 +630,6 @@ impl<C: Client> Engine<C> {
             }
         }
     }
-
-    /// Whether accepting a call for processes now would start a worker: then its world should be fresh.
-    pub fn would_spawn(&self) -> bool {
-        lock(&self.state).scheduler.would_spawn()
-    }
-
     /// The caller's world, as workers forked from now on shall have it (rule 20). Those that are there will do.
     pub fn set_world(&self, world: &[u8]) {
         let state = &mut *lock(&self.state);
@@ -646,10 +640,12 @@ impl<C: Client> Engine<C> {
         }
     }
 
-    /// Whether the caller's present world has been told.
-    pub fn has_world(&self) -> bool {
+    /// Whether the caller's world should be told before a call: there is none yet, or, `anew`, the call may have a
+    /// worker started.
+    pub fn wants_world(&self, anew: bool) -> bool {
         let state = lock(&self.state);
-        state.floor.worlds.contains_key(&state.scheduler.world())
+        let known = state.floor.worlds.contains_key(&state.scheduler.world());
+        !known || anew && state.scheduler.may_spawn_for_more()
     }
 
     /// The caller's world has become another one: calls that are accepted from now on run only on workers forked

@@ -185,9 +185,10 @@ fn unfit(lesson: u32) {
     }
 }
 
-/// What a subject's lessons imported is out of date: no template imports it from now on, and one that has may fork no
-/// more workers. Those that it forked go on, but how they end can no longer be known (rule 12).
-pub fn unlearn(subject: &str) {
+/// What a subject's lessons imported is out of date: no template imports it from now on, and the one that has, of
+/// this pid, may fork no more workers. Those that it forked go on, but how they end can no longer be known (rule 12).
+/// Another template has been started since, without it.
+pub fn unlearn(subject: &str, template_pid: i32) {
     let known = lock(&LESSONS)
         .iter()
         .position(|lesson| lesson.subject == subject);
@@ -197,6 +198,7 @@ pub fn unlearn(subject: &str) {
     let hub = lock(&HUB).clone();
     if let Some(hub) = hub
         && let Some(template) = &lock(&hub.inner).template
+        && template.pid == template_pid
     {
         template.kill();
     }

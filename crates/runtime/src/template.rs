@@ -65,6 +65,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Received>> {
 pub(crate) struct Template {
     pub(crate) socket: OwnedFd,
     pub(crate) pidfd: OwnedFd,
+    pub(crate) pid: i32,
     pub(crate) ready: bool,
     /// What it imports at this moment: if it dies, of this.
     pub(crate) learning: Option<u32>,
@@ -90,6 +91,7 @@ impl Template {
         Ok(Template {
             socket: ours,
             pidfd,
+            pid: pid.as_raw_nonzero().get(),
             ready: false,
             learning: None,
             backlog: VecDeque::new(),
