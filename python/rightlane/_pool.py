@@ -14,12 +14,10 @@ somebody asks for the result.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import multiprocessing.pool
 import operator
 import os
-import signal
 import sys
 import threading
 import time
@@ -28,7 +26,7 @@ import warnings
 import weakref
 from collections import deque
 
-from rightlane import _errors, _executor, _future, _native
+from rightlane import _errors, _executor, _future, _native, _process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -800,49 +798,8 @@ class Pool(_standard.Pool):  # type: ignore[misc]
     @property
     def _pool(self) -> list[Any]:
         """The workers, as far as they can be started: the standard pool has them all from the beginning."""
-        if self._state == RUN:
-            self._repopulate_pool()
-            patience = time.monotonic() + _BOOT_PATIENCE_S
-            while len(self._engine.worker_pids()) < self._processes and time.monotonic() < patience:
-                time.sleep(0.001)
-        return [_Process(self._engine, pid) for pid in self._engine.worker_pids()]
-
-
-_BOOT_PATIENCE_S = 10.0
-
-
-class _Process:
-    """A worker, as far as the standard `Process` has the same."""
-
-    daemon = True
-
-    def __init__(self, engine: _native.Engine, pid: int) -> None:
-        self._engine = engine
-        self.pid = self.ident = pid
-        self.name = f"rightlane-worker-{pid}"
-
-    def __repr__(self) -> str:
-        state = "started" if self.is_alive() else "stopped"
-        return f"<{type(self).__name__} name={self.name!r} pid={self.pid} {state}>"
-
-    def is_alive(self) -> bool:
-        return self.pid in self._engine.worker_pids()
-
-    def terminate(self) -> None:
-        self._signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(self.pid)
-            try:
-                # Still there after its descriptor was opened: then that is not a stranger's.
-                if self.is_alive():
-                    signal.pidfd_send_signal(pidfd, number)
-            finally:
-                os.close(pidfd)
+        self._repopulate_pool()
+        return list(_process.worker_processes(self._engine).values())
 
 
 class ThreadPool(Pool, _standard.ThreadPool):  # type: ignore[misc]
