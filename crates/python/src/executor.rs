@@ -1232,11 +1232,12 @@ impl PyEngine {
                 return Ok(false);
             }
             let bell = engine.drained_bell();
+            let nap = crate::future::until_signals(left);
             let waited = py.detach(|| match ending {
-                Some(ending) => ending.wait(left),
-                None => futex::wait(bell, seen, left, Scope::Private),
+                Some(ending) => ending.wait(nap),
+                None => futex::wait(bell, seen, nap, Scope::Private),
             });
-            if waited == Waited::Interrupted {
+            if waited != Waited::Woken {
                 py.check_signals()?;
             }
         }

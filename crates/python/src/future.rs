@@ -471,10 +471,11 @@ impl Slot {
             if left == Some(Duration::ZERO) {
                 break Ok(false);
             }
-            let sleep = || futex::wait(&self.bell, seen, left, Scope::Private);
+            let nap = until_signals(left);
+            let sleep = || futex::wait(&self.bell, seen, nap, Scope::Private);
             let waited = py.detach(|| handover::client_waits(|| ready(self), sleep));
             let waited = waited.unwrap_or(Waited::Woken);
-            if waited == Waited::Interrupted
+            if waited != Waited::Woken
                 && let Err(error) = py.check_signals()
             {
                 break Err(error);
@@ -635,6 +636,12 @@ pub(crate) fn deadline_after(timeout: Option<f64>) -> PyResult<Option<Instant>> 
     let duration = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
     // Beyond the clock's range is for ever.
     Ok(Instant::now().checked_add(duration))
+}
+
+/// How long to sleep before signals are looked for: one that comes just before the system call does not interrupt it.
+pub(crate) fn until_signals(left: Option<Duration>) -> Option<Duration> {
+    let most = Duration::from_secs(1);
+    Some(left.map_or(most, |left| left.min(most)))
 }
 
 fn run_callback(py: Python<'_>, callback: &Bound<'_, PyAny>, future: &Bound<'_, PyAny>) {

@@ -335,8 +335,9 @@ impl MapState {
             if left == Some(Duration::ZERO) {
                 break Ok(false);
             }
-            let waited = py.detach(|| futex::wait(&self.bell, seen, left, Scope::Private));
-            if waited == Waited::Interrupted
+            let nap = crate::future::until_signals(left);
+            let waited = py.detach(|| futex::wait(&self.bell, seen, nap, Scope::Private));
+            if waited != Waited::Woken
                 && let Err(error) = py.check_signals()
             {
                 break Err(error);

@@ -15,7 +15,7 @@
 //!    bounds the wakes to about one in that time, whatever the tasks' length.
 //! 3. It sleeps for at most [`STEP_NS`], to be woken by any answer. After that time it looks again: an answer that
 //!    was published in the very moment of the announcement may have missed it.
-//! 4. It sleeps until an answer comes.
+//! 4. It sleeps until an answer comes, and looks for signals once a second.
 //!
 //! What settled the times is told in `docs/design/waking.md`.
 
@@ -48,6 +48,10 @@ const STEP_NS: u64 = 2_000_000;
 
 /// A thread that is kept busy by others' answers looks at least this often whether a signal has come.
 const SIGNALS_NS: u64 = 30_000_000;
+
+/// A signal that comes after its handlers had their chance, and before the system call in which this thread sleeps,
+/// interrupts nothing: it is noticed at the end of this time.
+const SLEEP_NS: u64 = 1_000_000_000;
 
 /// The hub feeds workers that run through short work at most once in this time.
 const FEED_NS: u64 = 200_000;
@@ -450,7 +454,7 @@ impl<C: Client> Engine<C> {
             let at_most = match step {
                 Step::Poll | Step::Doze => Some(Duration::from_nanos(DOZE_NS)),
                 Step::Listen => Some(Duration::from_nanos(STEP_NS)),
-                Step::Sleep => None,
+                Step::Sleep => Some(Duration::from_nanos(SLEEP_NS)),
             };
             let timeout = match (left, at_most) {
                 (Some(left), Some(most)) => Some(left.min(most)),
