@@ -640,7 +640,7 @@ pub(crate) fn deadline_after(timeout: Option<f64>) -> PyResult<Option<Instant>> 
 
 /// How long to sleep before signals are looked for: one that comes just before the system call does not interrupt it.
 pub(crate) fn until_signals(left: Option<Duration>) -> Option<Duration> {
-    let most = Duration::from_secs(1);
+    let most = Duration::from_nanos(rightlane_runtime::engine::waiting::SLEEP_NS);
     Some(left.map_or(most, |left| left.min(most)))
 }
 

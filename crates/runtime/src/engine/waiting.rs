@@ -51,7 +51,7 @@ const SIGNALS_NS: u64 = 30_000_000;
 
 /// A signal that comes after its handlers had their chance, and before the system call in which this thread sleeps,
 /// interrupts nothing: it is noticed at the end of this time.
-const SLEEP_NS: u64 = 1_000_000_000;
+pub const SLEEP_NS: u64 = 1_000_000_000;
 
 /// The hub feeds workers that run through short work at most once in this time.
 const FEED_NS: u64 = 200_000;
