@@ -9,6 +9,9 @@
 /// for long. `docs/design/waking.md` has the measurement.
 pub const TARGET_NS: u64 = 4_000_000;
 
+/// Items that take at most this long are not worth the wake of a worker that has to wait for a core.
+pub const SHORT_NS: u64 = 50_000;
+
 /// The most items in a piece, whatever they cost.
 pub const MOST_ITEMS: u64 = 16_384;
 

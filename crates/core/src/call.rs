@@ -5,7 +5,7 @@
 //! cancelled while it waits is settled at once and leaves a tombstone, so that what waits around it
 //! need not move; it goes when the cutting comes to it.
 
-use crate::batch::{Pace, Sizer};
+use crate::batch::{Pace, SHORT_NS, Sizer};
 use crate::event::Lane;
 use crate::ids::WorldId;
 use std::collections::{BTreeSet, VecDeque};
@@ -90,6 +90,13 @@ impl Call {
     /// Whether workers hold items of it.
     pub(crate) fn is_on_workers(&self) -> bool {
         self.lane == Lane::Process && self.travelling > 0
+    }
+
+    /// Whether its items are known to be shorter than what it costs to wake a worker.
+    pub(crate) fn is_short(&self) -> bool {
+        self.sizer
+            .pace()
+            .is_some_and(|pace| pace.item_ns() <= SHORT_NS)
     }
 
     pub(crate) fn done(&self) -> bool {

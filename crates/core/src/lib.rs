@@ -24,5 +24,5 @@ pub use batch::Pace;
 pub use call::CallSpec;
 pub use event::{Action, Breakage, Claim, Event, Exit, Lane, Verdict};
 pub use ids::{CallId, Moment, PieceSeq, WorkerId, WorldId};
-pub use scheduler::{Cancel, Config, Port, Refused, Scheduler, Unexpected};
+pub use scheduler::{Cancel, Config, HOLD_NS, Port, Refused, Scheduler, Unexpected};
 pub use worker::{RETIRE_NS, TERMINATE_NS};

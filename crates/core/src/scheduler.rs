@@ -33,6 +33,10 @@ pub const FAILED_BOOTS: u32 = 3;
 /// as they should are never split.
 pub const PATIENCE_NS: u64 = 2 * TARGET_NS;
 
+/// How long short items are held back at most where as many workers as there are cores are busy: another one
+/// would have to wait for a core, and its wake costs more than it could run meanwhile.
+pub const HOLD_NS: u64 = 1_000_000;
+
 /// How far the patience grows where pieces are not even begun in time.
 pub const MOST_PATIENCE_NS: u64 = 1_000_000_000;
 
@@ -47,6 +51,8 @@ pub struct Config {
     pub items_per_worker: Option<u64>,
     /// After how long an idle worker is retired.
     pub idle_ns: Option<u64>,
+    /// How many workers can run at once; more of them are woken only for what is worth it.
+    pub cores: u32,
 }
 
 impl Config {
@@ -57,6 +63,7 @@ impl Config {
             prefetch,
             items_per_worker: None,
             idle_ns: None,
+            cores: u32::MAX,
         }
     }
 }
@@ -133,6 +140,8 @@ pub struct Scheduler {
     ending: BTreeSet<(Moment, WorkerId)>,
     /// When to look for workers that have been idle for long.
     idle_check: Option<Moment>,
+    /// Until when short items are held back, if any are.
+    held_until: Option<Moment>,
     /// Workers that hold a piece.
     busy_workers: u32,
     /// Pieces that stand behind another one and were not revoked, on any worker: the oldest call first.
@@ -168,6 +177,7 @@ impl Scheduler {
             last_runners: 0,
             ending: BTreeSet::new(),
             idle_check: None,
+            held_until: None,
             busy_workers: 0,
             behind: BTreeSet::new(),
             fronts: BTreeSet::new(),
@@ -575,7 +585,7 @@ impl Scheduler {
     /// nothing happens until then.
     pub fn deadline(&self) -> Option<Moment> {
         let ending = self.ending.first().map(|&(deadline, _)| deadline);
-        let all = [ending, self.idle_check, self.next_split()];
+        let all = [ending, self.idle_check, self.held_until, self.next_split()];
         all.into_iter().flatten().min()
     }
 
@@ -674,6 +684,11 @@ impl Scheduler {
         self.ending.len() as u32 > self.config.max_slots
     }
 
+    /// Until when short items wait for a busy worker though there is a slot for them, if any do.
+    pub fn held_until(&self) -> Option<Moment> {
+        self.held_until
+    }
+
     /// The calls that have not ended, oldest first.
     pub fn open_calls(&self) -> Vec<CallId> {
         let mut ids: Vec<CallId> = self.calls.keys().copied().collect();
@@ -743,21 +758,35 @@ impl Scheduler {
     }
 
     fn serve(&mut self, now: Moment, port: &mut impl Port) {
+        let held_until = self.held_until.take();
+        let mut over = held_until.is_some_and(|until| until <= now);
         while let Some((id, lane, world)) = self.next_served() {
             let target = match lane {
                 Lane::Thread if self.has_slot() => None,
                 Lane::Thread => break,
-                Lane::Process => match self.pick_worker(world, now) {
-                    Some(worker) => Some(worker),
-                    None => break,
-                },
+                Lane::Process => {
+                    if !std::mem::take(&mut over) && self.holds_back(id) {
+                        self.held_until = held_until
+                            .filter(|&until| until > now)
+                            .or(Some(now.after_ns(HOLD_NS)));
+                        break;
+                    }
+                    match self.pick_worker(world, now) {
+                        Some(worker) => Some(worker),
+                        None => break,
+                    }
+                }
             };
-            let slots = u64::from(self.config.max_slots);
             let most = target.map_or(u64::MAX, |worker| self.allowance(worker));
             let Some(call) = self.calls.get_mut(&id) else {
                 break;
             };
-            let items = call.cut(slots, most, |wanted| port.fit(id, wanted));
+            let sharers = if call.is_short() {
+                self.config.cores.min(self.config.max_slots)
+            } else {
+                self.config.max_slots
+            };
+            let items = call.cut(u64::from(sharers), most, |wanted| port.fit(id, wanted));
             self.waiting[lane as usize] -= items.end - items.start;
             match target {
                 None => {
@@ -767,6 +796,19 @@ impl Scheduler {
                 Some(worker) => self.send(worker, id, items, now),
             }
         }
+    }
+
+    /// Whether the call's next items are to wait for one of the busy workers, though there is a slot for them:
+    /// they are short, others of the call are at it, and nobody else's work stands behind them.
+    fn holds_back(&self, id: CallId) -> bool {
+        if self.busy_workers < self.config.cores || !self.has_slot() {
+            return false;
+        }
+        let Some(call) = self.calls.get(&id).filter(|call| call.is_on_workers()) else {
+            return false;
+        };
+        let alone = self.waiting() == call.waiting();
+        alone && call.is_short()
     }
 
     /// The call whose turn it is.

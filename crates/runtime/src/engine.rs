@@ -54,6 +54,7 @@ impl Limits {
         Config {
             items_per_worker: self.items_per_worker,
             idle_ns: self.idle.map(ns),
+            cores: waiting::cores(),
             ..Config::new(self.max_slots, PREFETCH)
         }
     }

@@ -8,6 +8,7 @@ mod batch_sizes;
 mod boot_fails;
 mod cancel;
 mod hard_cap;
+mod holding;
 mod idle;
 mod ledger;
 mod many_calls;

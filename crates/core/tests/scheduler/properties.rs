@@ -271,10 +271,12 @@ fn config() -> ProptestConfig {
 fn executor() -> impl Strategy<Value = Config> {
     let items = prop_oneof![2 => Just(None), 1 => Just(Some(1)), 2 => (2..9_u64).prop_map(Some)];
     let idle = prop_oneof![2 => Just(None), 1 => (1..2_000_000_000_u64).prop_map(Some)];
-    (1..6_u32, 0..4_u32, items, idle).prop_map(
-        |(max_slots, prefetch, items_per_worker, idle_ns)| Config {
+    let cores = prop_oneof![1 => Just(u32::MAX), 1 => 1..4_u32];
+    (1..6_u32, 0..4_u32, items, idle, cores).prop_map(
+        |(max_slots, prefetch, items_per_worker, idle_ns, cores)| Config {
             items_per_worker,
             idle_ns,
+            cores,
             ..Config::new(max_slots, prefetch)
         },
     )

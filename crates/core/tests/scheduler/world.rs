@@ -10,8 +10,8 @@
 use crate::ledger::{End, Ledger, Place};
 use rightlane_core::scheduler::FAILED_BOOTS;
 use rightlane_core::{
-    Action, CallId, CallSpec, Cancel, Claim, Config, Event, Exit, Lane, Moment, PieceSeq, Port,
-    RETIRE_NS, Refused, Scheduler, TERMINATE_NS, Unexpected, Verdict, WorkerId, WorldId,
+    Action, CallId, CallSpec, Cancel, Claim, Config, Event, Exit, HOLD_NS, Lane, Moment, PieceSeq,
+    Port, RETIRE_NS, Refused, Scheduler, TERMINATE_NS, Unexpected, Verdict, WorkerId, WorldId,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -286,6 +286,7 @@ pub(crate) struct World {
     max_slots: usize,
     prefetch: usize,
     idle_ns: Option<u64>,
+    cores: usize,
     /// The world that each call belongs to.
     world_of: BTreeMap<CallId, WorldId>,
     initializer: bool,
@@ -304,6 +305,7 @@ impl World {
 
     pub(crate) fn with(config: Config) -> World {
         let (max_slots, prefetch, idle_ns) = (config.max_slots, config.prefetch, config.idle_ns);
+        let cores = config.cores as usize;
         let most_items = config.items_per_worker.unwrap_or(u64::MAX);
         World {
             scheduler: Scheduler::new(config),
@@ -322,6 +324,7 @@ impl World {
             max_slots: max_slots as usize,
             prefetch: prefetch as usize,
             idle_ns,
+            cores,
             world_of: BTreeMap::new(),
             initializer: false,
             kill_asked: false,
@@ -1103,8 +1106,17 @@ impl World {
         // Where a process could not be made while others work, theirs is the next answer to wait for.
         let live = workers.values().filter(|w| w.told != Told::Kill).count();
         assert!(live <= 3 * self.max_slots + 1, "processes pile up");
-        // Nor does anybody wait beside a slot, but for workers that are asked to end and take their time.
-        let waits = self.scheduler.is_spawning_paused() || self.scheduler.waits_for_endings();
+        // Nor does anybody wait beside a slot, but for workers that are asked to end and take their time, and
+        // short items for a moment where the cores are busy.
+        let held = self.scheduler.held_until();
+        if let Some(until) = held {
+            assert!(self.now < until && until <= self.now.after_ns(HOLD_NS));
+            let busy_workers = workers.values().filter(|w| !w.sent.is_empty()).count();
+            assert!(busy_workers >= self.cores, "held back beside a free core");
+        }
+        let waits = self.scheduler.is_spawning_paused()
+            || self.scheduler.waits_for_endings()
+            || held.is_some();
         if busy < self.max_slots && !waits {
             assert!(
                 !self.outside.ledger.anything_waits(),
