@@ -304,40 +304,34 @@ class AsyncResult(_future.Future[T]):
     _telling: _Telling | None = None
     _convert = staticmethod(_as_standard)
 
-    def get(self, timeout: float | None = None) -> T:
-        """The value, or raises what the task raised.
+    if TYPE_CHECKING:
 
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds to wait at most. Default: no limit.
+        def get(self, timeout: float | None = None) -> T: ...
 
-        Raises
-        ------
-        multiprocessing.TimeoutError
-            The result was not ready in time.
-        WorkerLost
-            The worker died while it ran the task, also because the pool was terminated.
-        CancelledError
-            The pool was terminated before the task began.
-        SerializationError
-            An argument or the result cannot be pickled; the latter as `MaybeEncodingError`.
-        """
+    else:
+        get = _native.FutureCore._get
+
+    def _get_told(self, timeout: float | None = None) -> T:
+        """As `get`, once the callbacks have returned."""
         telling = self._telling
         if telling is not None and not telling.wait(timeout):
             raise multiprocessing.TimeoutError
         try:
             return self.result(timeout)
         except BaseException as error:
-            if isinstance(error, TimeoutError) and not self.done():
-                raise multiprocessing.TimeoutError from None
-            converted = self._convert(error)
+            converted = self._raised(error)
             if converted is error:
                 raise
         try:
             raise converted
         finally:
             del converted
+
+    def _raised(self, error: BaseException) -> BaseException:
+        """What `get` raises where `result` raised this."""
+        if isinstance(error, TimeoutError) and not self.done():
+            return multiprocessing.TimeoutError()
+        return self._convert(error)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the result is ready, at most `timeout` seconds."""
@@ -385,6 +379,7 @@ class MapResult(AsyncResult[T]):
 
     __slots__ = ()
     _convert = staticmethod(_as_it_is)
+    get = AsyncResult._get_told
     _map: _native.PoolMap
 
     def _begin(self, results: _native.PoolMap) -> None:

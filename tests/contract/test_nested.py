@@ -144,3 +144,26 @@ def test_nothing_outlives_a_nested_executor(start: Start, tmp_path: Path, how: s
     script.expect("up")
     assert script.wait() in (0, -9)
     script.leaves_nothing()
+
+
+@pytest.mark.parametrize("by_map", [False, True])
+def test_the_shared_executor_behind_ones_own(make: Make, by_map: bool) -> None:
+    """A task in a shared thread waits for one in a thread of one's own, which waits for a shared one, but not
+    for the slot of the first.
+    """
+    own = make(8, lane="thread")
+    unpicklable = threading.Lock()
+
+    def leaf(lock: object) -> int:
+        return 1
+
+    def middle(lock: object) -> int:
+        return rl.submit(leaf, lock).result()
+
+    def top(lock: object) -> int:
+        if by_map:
+            return sum(own.map(middle, [lock]))
+        return own.submit(middle, lock).result()
+
+    futures = [rl.submit(top, unpicklable) for _ in range((os.cpu_count() or 1) + 2)]
+    assert [future.result(timeout=60) for future in futures] == [1] * len(futures)

@@ -102,6 +102,7 @@ pub(crate) enum Local {
         function: Py<PyAny>,
         args: Py<PyTuple>,
         kwargs: Option<Py<PyDict>>,
+        level: Level,
     },
     /// Single calls, in the order in which they were made.
     Stream { calls: Mutex<LocalCalls> },
@@ -110,6 +111,7 @@ pub(crate) enum Local {
         function: Py<PyAny>,
         spread: bool,
         items: Mutex<LocalItems>,
+        level: Level,
     },
 }
 
@@ -126,6 +128,7 @@ enum LocalCall {
         function: Py<PyAny>,
         args: Py<PyTuple>,
         kwargs: Option<Py<PyDict>>,
+        level: Level,
     },
     Running(Py<PyAny>),
     Ended,
@@ -317,8 +320,8 @@ pub(crate) struct Executor {
     threads_rested: AtomicU32,
     /// Whether it is one of those of `rightlane._shared`.
     shared: bool,
-    /// Which executor tasks of its lane threads share with others: see [`nesting`].
-    task_level: u32,
+    /// The level of what its lane threads run, or more where the caller's is higher.
+    task_level: Level,
     /// What a lane thread's initializer raised.
     thread_raised: Mutex<Option<Py<PyAny>>>,
     /// Inputs of maps that have not been read to their end.
@@ -545,6 +548,7 @@ impl Executor {
             function: function.clone().unbind(),
             args: args.clone().unbind(),
             kwargs: kwargs.map(|kwargs| kwargs.clone().unbind()),
+            level: nesting().1,
         };
         let submitted = self.engine.submit_local_single(open, |ticket, local, at| {
             if let (Ticket::Stream(stream), Local::Stream { calls }) = (ticket, local) {
@@ -761,6 +765,7 @@ pub(crate) fn local_call(
         function: function.clone().unbind(),
         args: args.clone().unbind(),
         kwargs: kwargs.map(|kwargs| kwargs.clone().unbind()),
+        level: nesting().1,
     })
 }
 
@@ -874,7 +879,6 @@ struct LaneThread {
 #[pymethods]
 impl LaneThread {
     fn __call__(&self, py: Python<'_>) {
-        TASK_LEVEL.set(Some(self.executor.task_level));
         handover::lane_begins();
         self.run(py);
         handover::lane_ends();
@@ -885,6 +889,7 @@ impl LaneThread {
     fn run(&self, py: Python<'_>) {
         let executor = &self.executor;
         let engine = &executor.engine;
+        TASK_LEVEL.set(Some(executor.task_level));
         if let Some((initializer, args)) = &executor.thread_initializer
             && let Err(error) = ffi::call(initializer.bind(py), args.bind(py), None)
         {
@@ -899,7 +904,7 @@ impl LaneThread {
         loop {
             match engine.thread_next(done.take()) {
                 ThreadNext::Run(piece) => {
-                    done = Some(run_piece(py, engine, piece));
+                    done = Some(run_piece(py, executor, piece));
                     if std::process::id() != process {
                         // The task forked and came back in the child, where this pool does not exist.
                         end_forked_task(py);
@@ -920,15 +925,18 @@ impl LaneThread {
     }
 }
 
+/// Which of the shared executors a task in a thread may wait for. One that runs on a thread of these takes the next
+/// one, or it would wait for its own slot; so does whatever it has other executors' threads run, and waits for.
+pub(crate) type Level = u32;
+
 thread_local! {
-    /// In a lane thread, the level of what its tasks share.
-    static TASK_LEVEL: Cell<Option<u32>> = const { Cell::new(None) };
+    /// In a lane thread, the level of the task that runs.
+    static TASK_LEVEL: Cell<Option<Level>> = const { Cell::new(None) };
 }
 
-/// Whether the caller runs in a task, and which of the shared executors it may wait for. A task in a thread of one of
-/// these takes the next one: it would wait for its own slot.
+/// Whether the caller runs in a task, and its level.
 #[pyfunction]
-pub(crate) fn nesting() -> (bool, u32) {
+pub(crate) fn nesting() -> (bool, Level) {
     let level = TASK_LEVEL.get();
     (
         level.is_some() || crate::worker::is_worker(),
@@ -959,7 +967,8 @@ fn log_initializer(py: Python<'_>, error: &PyErr) {
     drop(logged);
 }
 
-fn run_piece(py: Python<'_>, engine: &Engine<Client>, piece: ThreadPiece<Client>) -> ThreadDone {
+fn run_piece(py: Python<'_>, executor: &Executor, piece: ThreadPiece<Client>) -> ThreadDone {
+    let of_caller = |level: Level| TASK_LEVEL.set(Some(executor.task_level.max(level)));
     let begun = Instant::now();
     let mut ran = 0;
     let mut rest = piece.items.end..piece.items.end;
@@ -974,11 +983,15 @@ fn run_piece(py: Python<'_>, engine: &Engine<Client>, piece: ThreadPiece<Client>
                 function,
                 args,
                 kwargs,
-            } => call(
-                function.bind(py),
-                args.bind(py),
-                kwargs.as_ref().map(|kwargs| kwargs.bind(py)),
-            ),
+                level,
+            } => {
+                of_caller(*level);
+                call(
+                    function.bind(py),
+                    args.bind(py),
+                    kwargs.as_ref().map(|kwargs| kwargs.bind(py)),
+                )
+            }
             Local::Stream { calls } => {
                 let begun = lock(calls).begin(py, item);
                 match begun {
@@ -986,11 +999,15 @@ fn run_piece(py: Python<'_>, engine: &Engine<Client>, piece: ThreadPiece<Client>
                         function,
                         args,
                         kwargs,
-                    }) => call(
-                        function.bind(py),
-                        args.bind(py),
-                        kwargs.as_ref().map(|kwargs| kwargs.bind(py)),
-                    ),
+                        level,
+                    }) => {
+                        of_caller(level);
+                        call(
+                            function.bind(py),
+                            args.bind(py),
+                            kwargs.as_ref().map(|kwargs| kwargs.bind(py)),
+                        )
+                    }
                     _ => Err(crate::raw::bug("a call of a thread is gone")
                         .into_value(py)
                         .into_any()),
@@ -1000,7 +1017,9 @@ fn run_piece(py: Python<'_>, engine: &Engine<Client>, piece: ThreadPiece<Client>
                 function,
                 spread,
                 items,
+                level,
             } => {
+                of_caller(*level);
                 let taken = lock(items).take(item);
                 match taken {
                     Some(argument) => call_item(function.bind(py), argument.bind(py), *spread),
@@ -1018,7 +1037,7 @@ fn run_piece(py: Python<'_>, engine: &Engine<Client>, piece: ThreadPiece<Client>
             Ticket::Map(map) => map.settle_local(item, outcome),
             Ticket::MapItem(map, at) => map.settle_local(*at, outcome),
         }
-        engine.nudge();
+        executor.engine.nudge();
     }
     let busy_ns = begun.elapsed().as_nanos().min(u128::from(u64::MAX)) as u64;
     ThreadDone {

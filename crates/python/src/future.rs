@@ -736,6 +736,36 @@ impl FutureCore {
         Ok(slot.open(slf)?.err())
     }
 
+    /// The value, or raises what the task raised.
+    ///
+    /// Parameters
+    /// ----------
+    /// timeout : float, optional
+    ///     Seconds to wait at most. Default: no limit.
+    ///
+    /// Raises
+    /// ------
+    /// multiprocessing.TimeoutError
+    ///     The result was not ready in time.
+    /// WorkerLost
+    ///     The worker died while it ran the task, also because the pool was terminated.
+    /// CancelledError
+    ///     The pool was terminated before the task began.
+    /// SerializationError
+    ///     An argument or the result cannot be pickled; the latter as `MaybeEncodingError`.
+    // For `AsyncResult`, which has it from here because a function of Python's would cost as much as all the rest.
+    #[pyo3(name = "_get", signature = (timeout=None))]
+    fn get_of_pool(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        if slf.get().slot.lock().observers.is_some() {
+            return Ok(ffi::call_method(slf, "_get_told", (timeout,))?.unbind());
+        }
+        Self::result(slf, timeout).or_else(|error| {
+            let raised = ffi::call_method(slf, "_raised", (error.value(py),))?;
+            Err(PyErr::from_value(raised))
+        })
+    }
+
     /// Waits until it is done, at most `timeout` seconds. Whether it is.
     #[pyo3(name = "_wait", signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {

@@ -12,7 +12,7 @@
 use crate::codec;
 use crate::executor::{
     Client, Executor, Lane, Local, LocalItems, Ticket, as_serialization_error, call_item,
-    is_unsendable, local_call, lock, record, shape, write_item,
+    is_unsendable, local_call, lock, nesting, record, shape, write_item,
 };
 use crate::ffi;
 use crate::future::{Slot, deadline_after, function_name};
@@ -446,6 +446,7 @@ impl Source {
                 function: function.clone().unbind(),
                 spread,
                 items,
+                level: nesting().1,
             });
             Way::Local {
                 local,
