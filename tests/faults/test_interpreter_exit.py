@@ -85,6 +85,7 @@ def test_submit_at_exit_is_refused(start: Start, lane: str) -> None:
     assert "shutdown" in script.out and script.err == ""
 
 
+@pytest.mark.lasting
 def test_a_long_exit_names_what_it_waits_for(start: Start, gate: Gate) -> None:
     """rule 2: after 5 s the tasks that hold up the exit are named on stderr."""
     script = start(

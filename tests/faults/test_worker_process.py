@@ -227,6 +227,7 @@ def test_a_retiring_worker_ends_like_a_program(start: Start, tmp_path: Path) -> 
     assert sorted(lines(log)) == ["atexit", "thread"]
 
 
+@pytest.mark.lasting
 def test_a_retiring_worker_does_not_wait_for_ever(start: Start) -> None:
     """rule 22: the join is bounded, and a worker that hangs is killed."""
     start("""
