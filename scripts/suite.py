@@ -371,6 +371,8 @@ def main() -> int:
     commands.add_parser("soak").add_argument("minor", metavar="MINOR")
     given = parser.parse_args()
 
+    # Whoever started this in the background has it ignore Ctrl-C, and so would every process of the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Both end through the finally clauses above, so that no group and no busy loop is left.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
