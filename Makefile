@@ -100,7 +100,7 @@ stress: .venv/$(OLDEST)/.installed ## the concurrency and fault tests N=20 times
 soak: .venv/$(OLDEST)/.installed ## the long campaigns: random faults for minutes, loom and properties at depth
 	@$(SUITE) soak $(OLDEST)
 
-bench: .venv/bench/.installed ## measure against the standard pools, loky and joblib, into benches/RESULTS.md
+bench: .venv/bench/.installed ## measure against the standard pools, loky, joblib and ray, into benches/RESULTS.md
 	@.venv/bench/bin/python benches/bench.py $(ARGS)
 
 bench-check: ## count the instructions of hot paths, against benches/instructions.json; UPDATE=1 rewrites it

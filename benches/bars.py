@@ -139,4 +139,24 @@ BARS = [
         )
     ),
     Bar("cost of a task with 64 workers, of that with 2", "width", "growth_ratio", 1.5, "times"),
+    *(
+        Bar(f"{what}, faster than {_PPE}", case, key, limit, "times", True, peer=_PPE)
+        for what, case, key, limit in (
+            ("array of 128 MiB as argument", "array-in", "per_call_s", 30),
+            ("array of 128 MiB as result", "array-out", "per_call_s", 20),
+            ("the same array of 32 MiB to 50 tasks", "array-again", "per_task_s", 25),
+        )
+    ),
+    Bar(f"first array of 32 MiB, of {_PPE}'s time", "array-first", "first_s", 1.5, "times", peer=_PPE),
+    *(
+        Bar(
+            f"array of {kib} KiB there and back, of {_PPE}'s time",
+            "array-sizes",
+            f"kib_{kib}_s",
+            1,
+            "times",
+            peer=_PPE,
+        )
+        for kib in (4, 16, 64, 256)
+    ),
 ]

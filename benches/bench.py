@@ -35,11 +35,13 @@ WORKERS = 2
 RUN_TIMEOUT_S = 180.0
 
 RIVALS = {
-    "rightlane process": ("ProcessPoolExecutor", "multiprocessing.Pool", "loky", "joblib"),
+    "rightlane process": ("ProcessPoolExecutor", "multiprocessing.Pool", "loky", "joblib", "ray"),
     "rightlane thread": ("ThreadPoolExecutor",),
 }
 OWN = tuple(RIVALS)
-PACKAGES = {"loky": "loky", "joblib": "joblib"}
+GUESTS = ("ray",)
+"""Peers that only some cases invite: they take seconds to start, and are there for what they do well."""
+PACKAGES = {"loky": "loky", "joblib": "joblib", "ray": "ray"}
 """What peers need that Python does not bring; `requirements-bench.txt` has the versions."""
 
 Parameters = dict[str, int | float | str]
@@ -65,6 +67,7 @@ class Case:
     other_parameters: Mapping[str, Parameters] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     script: str = "engine.py"
+    guests: Sequence[str] = ()
 
     def compares(self) -> Sequence[str]:
         return self.compared or [next(iter(self.values))]
@@ -95,10 +98,12 @@ _NO_LOOP = _none("no pool", "no pool")
 _NO_BATCH = _none("all at once only", "joblib")
 _NO_THREADS = _none("one interpreter lock", *_THREADS)
 _NO_PROCESSES = {**_none("threads only", *_PROCESSES), **_NO_LOOP}
+_NO_TRAVEL = {**_none("nothing travels", *_THREADS), **_NO_LOOP}
 _BREAKS = _none("breaks with its worker", "ProcessPoolExecutor", "loky")
 
 _BARE = "“no pool” are two bare processes, each with a loop over its half: what the machine had to give."
 _ONE_BY_ONE = '`joblib` has `batch_size=1` and `pre_dispatch="all"`, so that each task travels alone.'
+_WITH_NUMPY = "Arrays are of float64. Workers have imported NumPy before the clock starts."
 _CHUNKS = (
     "`ProcessPoolExecutor` and `loky` get the chunk size that `Pool.map` chooses for itself; with their own "
     "default of 1 an item takes about as long as in the case “submits”. `joblib` sizes its batches by itself."
@@ -119,6 +124,14 @@ def _pending(argument: str) -> Callable[[bool], Parameters]:
         "workers": WORKERS,
         "count": 20_000 if quick else 1_000_000,
         "argument": argument,
+    }
+
+
+def _arrays(mib: int, **more: int) -> Callable[[bool], Parameters]:
+    return lambda quick: {
+        "workers": WORKERS,
+        "mib": mib // 8 if quick else mib,
+        **{key: max(2, value // 5) if quick else value for key, value in more.items()},
     }
 
 
@@ -341,6 +354,59 @@ CASES = [
             ("busy", "while it runs a task", {}, ("`multiprocessing.Pool` loses that task without a word.",)),
         )
     ),
+    Case(
+        "array-in",
+        "A call with a new array of 128 MiB: until the result of a task that reads its ends, or sums it up",
+        {"per_call_s": "ends", "summed_s": "sum"},
+        _arrays(128, count=5),
+        compared=("per_call_s", "summed_s"),
+        meaningless=_NO_TRAVEL,
+        guests=GUESTS,
+        notes=(_WITH_NUMPY,),
+    ),
+    Case(
+        "array-out",
+        "A call with a result of 128 MiB: until it has come and is dropped",
+        {"per_call_s": "per call"},
+        _arrays(128, count=10),
+        meaningless=_NO_TRAVEL,
+        guests=GUESTS,
+        notes=(_WITH_NUMPY + " The worker has the array already; only its ends are new.",),
+    ),
+    Case(
+        "array-again",
+        "The same array of 32 MiB as the argument of 50 tasks, by `submit` and by `map`",
+        {"per_task_s": "per submit", "per_item_s": "per item"},
+        _arrays(32, count=50),
+        compared=("per_task_s", "per_item_s"),
+        meaningless=_NO_TRAVEL,
+        guests=GUESTS,
+        notes=(
+            _WITH_NUMPY,
+            _CHUNKS,
+            "In each of their chunks the array is once. `ray` has no `map`.",
+        ),
+    ),
+    Case(
+        "array-sizes",
+        "Arrays there and back, one at a time",
+        {f"kib_{kib}_s": f"{kib} KiB" for kib in (4, 16, 64, 256)},
+        lambda quick: {"workers": WORKERS, "count": 40 if quick else 500},
+        compared=[f"kib_{kib}_s" for kib in (4, 16, 64, 256)],
+        meaningless={**_NO_TRAVEL, **_NO_BATCH},
+        guests=GUESTS,
+        notes=(_WITH_NUMPY,),
+    ),
+    Case(
+        "array-first",
+        "The first large object of a pool at work: a call with an array of 32 MiB",
+        {"first_s": "first call"},
+        _arrays(32),
+        rounds=9,
+        meaningless=_NO_TRAVEL,
+        guests=GUESTS,
+        notes=(_WITH_NUMPY,),
+    ),
 ]
 
 
@@ -384,7 +450,8 @@ def run_case(
     case: Case, wanted: Sequence[str], rounds: int, quick: bool
 ) -> tuple[Samples, dict[str, str], bool]:
     """All rounds of a case: the samples, why some engine has none, and whether one failed."""
-    missing = {**missing_packages(), **case.meaningless}
+    absent = {engine: why for engine, why in missing_packages().items() if engine in wanted}
+    missing = {**absent, **case.meaningless}
     engines = [engine for engine in wanted if engine not in missing]
     samples: Samples = {engine: {key: [] for key in case.values} for engine in engines}
     shared = case.parameters(quick)
@@ -577,7 +644,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where to write (default RESULTS.md, for a whole run)")
     options = parser.parse_args(argv)
     chosen = [case for case in CASES if not options.case or case.name in options.case]
-    wanted = {case.name: list(ENGINES) for case in chosen}
+    wanted = {case.name: [e for e in ENGINES if e not in GUESTS or e in case.guests] for case in chosen}
     if options.bars:
         wanted = {name: [e for e in ENGINES if (name, e) in _behind_bars()] for name in wanted}
         chosen = [case for case in chosen if wanted[case.name]]

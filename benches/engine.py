@@ -10,6 +10,7 @@ To add a peer, add a class to `ENGINES`; to add a case, a function to `CASES` an
 from __future__ import annotations
 
 import json
+import logging
 import operator
 import os
 import signal
@@ -170,6 +171,43 @@ class Joblib(Engine):
         pass
 
 
+class Ray(Engine):
+    """Processes around a store in shared memory. Arguments and results that are large go through the store;
+    arrays come out of it read-only."""
+
+    def __init__(self) -> None:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        import tempfile
+
+        import ray
+
+        self.directory = tempfile.TemporaryDirectory(prefix="ray-")
+        self.ray = ray
+        self.take = ray.get
+        self.remote: dict[Callable[..., Any], Any] = {}
+
+    def open(self, workers: int) -> None:
+        self.ray.init(
+            num_cpus=workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=self.directory.name,
+        )
+
+    def submit(self, fn: Callable[..., Any], *args: Any) -> Any:
+        if fn not in self.remote:
+            self.remote[fn] = self.ray.remote(fn)
+        return self.remote[fn].remote(*args)
+
+    def map(self, fn: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterable[Any]:
+        return self.run_all(fn, items)
+
+    def close(self) -> None:
+        self.ray.shutdown()
+        self.directory.cleanup()
+
+
 class NoPool(Engine):
     """What Python does without any pool: a loop, or a bare process for each share of the tasks."""
 
@@ -210,6 +248,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "multiprocessing.Pool": MultiprocessingPool,
     "loky": Loky,
     "joblib": Joblib,
+    "ray": Ray,
     "no pool": NoPool,
 }
 
@@ -425,13 +464,94 @@ def drop_ins(engine: Engine, workers: int, count: int, turns: int) -> Values:
     return values
 
 
-def _warm(engine: Engine, workers: int) -> None:
+# --- arrays ----------------------------------------------------------------------------------------
+
+
+def array_in(engine: Engine, workers: int, mib: int, count: int) -> Values:
+    """Each a new array: a peer that remembers what it has sent before would send nothing."""
+    import numpy as np
+
+    _warm(engine, workers, tasks.who_with_numpy)
+    size = mib * 2**20 // 8
+    times_s: dict[str, list[float]] = {"per_call_s": [], "summed_s": []}
+    for number in range(2 * count + 2):
+        array = np.full(size, float(number))
+        key, fn = (("per_call_s", tasks.ends), ("summed_s", tasks.total))[number % 2]
+        start = time.perf_counter()
+        [answer] = engine.run_all(fn, [array])
+        time_s = time.perf_counter() - start
+        assert answer == ((number, number) if fn is tasks.ends else number * size)
+        if number > 1:
+            times_s[key].append(time_s)
+    return {key: statistics.median(some) for key, some in times_s.items()}
+
+
+def array_out(engine: Engine, workers: int, mib: int, count: int) -> Values:
+    """From the call until its result is there and dropped, in workers that have sent such a one before."""
+    _warm(engine, workers, tasks.who_with_numpy)
+    size = mib * 2**20 // 8
+    engine.run_all(tasks.prepared, [(size, 0.0)] * (2 * workers))
+    times_s = []
+    for number in range(count):
+        start = time.perf_counter()
+        [array] = engine.run_all(tasks.prepared, [(size, float(number))])
+        assert array.size == size and array[0] == array[-1] == number
+        del array
+        times_s.append(time.perf_counter() - start)
+    return {"per_call_s": statistics.median(times_s)}
+
+
+def array_again(engine: Engine, workers: int, mib: int, count: int) -> Values:
+    import numpy as np
+
+    _warm(engine, workers, tasks.who_with_numpy)
+    array = np.ones(mib * 2**20 // 8)
+    items = [array] * count
+    start = time.perf_counter()
+    submitted = engine.run_all(tasks.ends, items)
+    per_task_s = (time.perf_counter() - start) / count
+    start = time.perf_counter()
+    mapped = list(engine.map(tasks.ends, items, workers))
+    per_item_s = (time.perf_counter() - start) / count
+    assert submitted == mapped == [(1.0, 1.0)] * count
+    return {"per_task_s": per_task_s, "per_item_s": per_item_s}
+
+
+def array_sizes(engine: Engine, workers: int, count: int) -> Values:
+    """There and back, one at a time; sizes take turns."""
+    import numpy as np
+
+    _warm(engine, workers, tasks.who_with_numpy)
+    submit, take = engine.submit, engine.take
+    arrays = {f"kib_{kib}_s": np.ones(kib * 2**10 // 8) for kib in (4, 16, 64, 256)}
+    times_s: dict[str, list[float]] = {key: [] for key in arrays}
+    for number in range(count):
+        for key, array in arrays.items():
+            array[-1] = number
+            start = time.perf_counter()
+            back = take(submit(tasks.noop, array))
+            times_s[key].append(time.perf_counter() - start)
+            assert back.size == array.size and back[-1] == number
+    return {key: statistics.median(some) for key, some in times_s.items()}
+
+
+def array_first(engine: Engine, workers: int, mib: int) -> Values:
+    import numpy as np
+
+    _warm(engine, workers, tasks.who_with_numpy)
+    array = np.ones(mib * 2**20 // 8)
+    start = time.perf_counter()
+    assert engine.run_all(tasks.ends, [array]) == [(1.0, 1.0)]
+    return {"first_s": time.perf_counter() - start}
+
+
+def _warm(engine: Engine, workers: int, who: Callable[[float], tuple[int, int]] = tasks.who) -> None:
     """Open, and have every worker started and at work: the cold start has cases of its own."""
     engine.open(workers)
     seen: set[tuple[int, int]] = set()
     nap_s = 0.01
     for _ in range(20):
-        seen.update(engine.run_all(tasks.who, [nap_s] * (2 * workers)) or [(n, n) for n in range(workers)])
+        seen.update(engine.run_all(who, [nap_s] * (2 * workers)) or [(n, n) for n in range(workers)])
         if len(seen) >= workers:
             return
         nap_s = min(2 * nap_s, 0.2)
@@ -460,6 +580,11 @@ CASES: dict[str, Callable[..., Values]] = {
     "drop-ins": drop_ins,
     "killed-idle": killed,
     "killed-busy": killed,
+    "array-in": array_in,
+    "array-out": array_out,
+    "array-again": array_again,
+    "array-sizes": array_sizes,
+    "array-first": array_first,
 }
 
 LEFT_BUSY = {"pending-bytes-int", "pending-bytes-dict", "killed-busy"}

@@ -6,7 +6,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -31,3 +35,36 @@ def who(seconds: float) -> tuple[int, int]:
     """Process and thread that ran this, after a nap that leaves time for the others to come along."""
     time.sleep(seconds)
     return os.getpid(), threading.get_ident()
+
+
+def who_with_numpy(seconds: float) -> tuple[int, int]:
+    """The same, by a worker that has NumPy from then on."""
+    import numpy  # noqa: F401
+
+    return who(seconds)
+
+
+def ends(array: NDArray[np.float64]) -> tuple[float, float]:
+    """As little as a task can do with an array and show that it has it."""
+    return float(array[0]), float(array[-1])
+
+
+def total(array: NDArray[np.float64]) -> float:
+    """All of it is read."""
+    return float(array.sum())
+
+
+_prepared: dict[int, Any] = {}
+
+
+def prepared(size_and_value: tuple[int, float]) -> NDArray[np.float64]:
+    """An array that the worker has already, with the value at its ends: making a new one would take longer
+    than to send it."""
+    import numpy as np
+
+    size, value = size_and_value
+    if size not in _prepared:
+        _prepared[size] = np.ones(size)
+    array: NDArray[np.float64] = _prepared[size]
+    array[0] = array[-1] = value
+    return array

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -297,3 +298,58 @@ def nap_from_3(number: int) -> int:
 
 def call_method(obj: Any, name: str, *args: Any) -> Any:
     return getattr(obj, name)(*args)
+
+
+# --- buffers ---
+
+KEPT: dict[str, Any] = {}
+"""What tasks leave behind in their worker."""
+
+
+def checksum(buffer: Any) -> int:
+    return zlib.crc32(buffer)
+
+
+def overwrite(buffer: Any, step: int = 1) -> int:
+    """The checksum of what was there before every `step`th byte was changed."""
+    view = memoryview(buffer).cast("B")
+    before = zlib.crc32(view)
+    view[::step] = bytes(255 - byte for byte in view[::step]) if step > 1 else b"\xa5" * len(view)
+    return before
+
+
+def numbers(first: int, count: int) -> Any:
+    import numpy as np
+
+    return np.arange(first, first + count)
+
+
+def keep(name: str, value: Any) -> Any:
+    KEPT[name] = value
+    return value
+
+
+def kept(name: str) -> Any:
+    return KEPT[name]
+
+
+def overwrite_kept(name: str) -> int:
+    return overwrite(KEPT[name])
+
+
+def overwrite_then_die(buffer: Any) -> NoReturn:
+    overwrite(buffer)
+    os.kill(os.getpid(), 9)
+    raise AssertionError("still alive")
+
+
+def parts(array: Any) -> tuple[Any, ...]:
+    """Views that overlap, on one base; the first and the last are one object."""
+    half = array[: len(array) // 2]
+    return half, array[len(array) // 4 :], array[::-1], array[::-3], array, half
+
+
+def raise_with(array: Any) -> NoReturn:
+    error = ValueError("a message", array)
+    error.rest = array[::-1]  # type: ignore[attr-defined]
+    raise error
