@@ -13,8 +13,10 @@ __all__ = [
     "Inlet",
     "MapResults",
     "PoolMap",
+    "SharedBuffer",
     "WorkerSeat",
     "__version__",
+    "_placing",
     "after_fork_in_child",
     "after_fork_in_parent",
     "allow_blas_threads",
@@ -39,6 +41,13 @@ __version__: str
 
 _Figures = tuple[int, float, float, float, float]
 _Row = tuple[str, int | None, _Figures | None, str]
+
+_placing: dict[str, Callable[[Any], bool]]
+
+@final
+class SharedBuffer:
+    def __len__(self) -> int: ...
+    # From Python 3.12 on it has a `__buffer__`, too.
 
 @disjoint_base
 class FutureCore:

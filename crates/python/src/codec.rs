@@ -7,8 +7,14 @@
 use crate::cached::Cached;
 use crate::ffi;
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyString, PyTuple};
+use rightlane_runtime::arena::LARGE_BYTES;
+use rightlane_runtime::borrowed::Borrowed;
+use rightlane_runtime::{Arena, Block, Fruit, Placement, Span};
+use std::cell::RefCell;
+use std::sync::Arc;
 
 pub(crate) const NONE: u8 = b'N';
 const TRUE: u8 = b'T';
@@ -22,6 +28,10 @@ const BYTES: u8 = b'b';
 const TUPLE: u8 = b't';
 /// The rest is a pickle.
 pub(crate) const PICKLE: u8 = b'P';
+/// The same, and the pickle is the first of the large buffers that came along.
+const PLACED_PICKLE: u8 = b'Q';
+/// Of an argument: the number of large buffers in 32 bits, their places, then one of the two above.
+const PLACED: u8 = b'O';
 
 /// Longer strings and bytes gain nothing from passing the pickler by.
 const MOST_STR_BYTES: usize = 4 * 1024;
@@ -97,6 +107,121 @@ fn sized(bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(bytes);
 }
 
+/// Whether a value that begins so must be unpickled.
+pub(crate) fn is_pickle(tag: u8) -> bool {
+    matches!(tag, PICKLE | PLACED_PICKLE)
+}
+
+/// A pickle, and the large buffers that travel beside it.
+pub(crate) struct Pickled<'py> {
+    pub(crate) pickle: Bound<'py, PyBytes>,
+    pub(crate) spans: Vec<Span>,
+}
+
+impl<'py> Pickled<'py> {
+    /// Without anything beside it.
+    pub(crate) fn plain(pickle: Bound<'py, PyBytes>) -> Pickled<'py> {
+        let spans = Vec::new();
+        Pickled { pickle, spans }
+    }
+
+    /// Places the pickle itself, if it is large and there is room. Returns the tag to write: of a pickle that follows,
+    /// or of one that has been placed.
+    pub(crate) fn place(&mut self, arena: Option<&Arc<Arena>>) -> u8 {
+        let bytes = self.pickle.as_bytes();
+        if bytes.len() >= LARGE_BYTES
+            && let Some(span) = arena.and_then(|arena| ffi::place(self.pickle.py(), arena, bytes))
+        {
+            self.spans.insert(0, span);
+            return PLACED_PICKLE;
+        }
+        PICKLE
+    }
+}
+
+/// Writes a pickled argument.
+pub(crate) fn write_argument(
+    mut pickled: Pickled<'_>,
+    arena: Option<&Arc<Arena>>,
+    block: &mut Block,
+) {
+    let tag = pickled.place(arena);
+    let bytes = match tag {
+        PICKLE => pickled.pickle.as_bytes(),
+        _ => &[],
+    };
+    let placements: Vec<u8> = pickled
+        .spans
+        .iter()
+        .flat_map(|span| span.placement().to_bytes())
+        .collect();
+    let count = pickled.spans.len() as u32;
+    block.place(pickled.spans);
+    block.push(|row| {
+        if count > 0 {
+            row.push(PLACED);
+            row.extend_from_slice(&count.to_le_bytes());
+            row.extend_from_slice(&placements);
+        }
+        row.push(tag);
+        row.extend_from_slice(bytes);
+    });
+}
+
+/// Reads an argument.
+pub(crate) fn decode_argument<'py>(
+    py: Python<'py>,
+    bytes: &[u8],
+    borrowed: Option<&Arc<Borrowed>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let Some((&PLACED, rest)) = bytes.split_first() else {
+        return decode(py, bytes);
+    };
+    let mut rest = rest;
+    let count = u32::from_le_bytes(take(&mut rest)?);
+    let mut buffers = Vec::new();
+    for _ in 0..count {
+        let (placement, after) = Placement::take(rest).ok_or_else(garbled)?;
+        rest = after;
+        let borrowed = borrowed.ok_or_else(garbled)?;
+        buffers.push(ffi::SharedBuffer::over(py, borrowed.view(placement)?)?);
+    }
+    unpickle_placed(py, rest, buffers)
+}
+
+/// Reads a result.
+pub(crate) fn decode_result<'py>(
+    py: Python<'py>,
+    bytes: &[u8],
+    fruits: &[Arc<Fruit>],
+) -> PyResult<Bound<'py, PyAny>> {
+    if fruits.is_empty() {
+        return decode(py, bytes);
+    }
+    let buffers = fruits
+        .iter()
+        .map(|fruit| ffi::SharedBuffer::over(py, fruit.clone()))
+        .collect::<PyResult<_>>()?;
+    unpickle_placed(py, bytes, buffers)
+}
+
+fn unpickle_placed<'py>(
+    py: Python<'py>,
+    bytes: &[u8],
+    mut buffers: Vec<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    static LOADS: Cached = Cached::new(c"_pickle", "loads");
+    let pickle = match bytes.split_first() {
+        Some((&PICKLE, pickle)) => PyBytes::new(py, pickle).into_any(),
+        Some((&PLACED_PICKLE, [])) if !buffers.is_empty() => buffers.remove(0),
+        _ => return Err(garbled()),
+    };
+    let kwargs = PyDict::new(py);
+    kwargs.set_item(intern!(py, "buffers"), buffers)?;
+    let args = PyTuple::new(py, [pickle])?;
+    ffi::call(LOADS.get(py)?, &args, Some(&kwargs))
+}
+
 /// Reads a value back: one of ours, or a pickle.
 pub(crate) fn decode<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     if let Some((&PICKLE, pickle)) = bytes.split_first() {
@@ -144,7 +269,7 @@ fn read<'py>(py: Python<'py>, rest: &mut &[u8], depth: u32) -> PyResult<Bound<'p
 pub(crate) fn is_atom(bytes: &[u8]) -> bool {
     bytes
         .first()
-        .is_some_and(|tag| !matches!(*tag, TUPLE | PICKLE))
+        .is_some_and(|tag| *tag != TUPLE && !is_pickle(*tag))
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> PyResult<[u8; N]> {
@@ -162,6 +287,58 @@ fn run<'a>(rest: &mut &'a [u8]) -> PyResult<&'a [u8]> {
 
 fn garbled() -> PyErr {
     PyValueError::new_err("a message between processes is garbled")
+}
+
+thread_local! {
+    /// Where the pickler that runs in this thread places large buffers, and those that it has placed.
+    static PLACING: RefCell<Option<(Arc<Arena>, Vec<Span>)>> = const { RefCell::new(None) };
+}
+
+/// The pickler's `buffer_callback`. False: the buffer has been placed beside the pickle.
+#[pyfunction]
+pub(crate) fn place_buffer(buffer: &Bound<'_, PyAny>) -> bool {
+    let arena = PLACING.with_borrow(|placing| placing.as_ref().map(|(arena, _)| arena.clone()));
+    let Some(span) = arena.and_then(|arena| ffi::place_buffer(buffer, &arena)) else {
+        return true;
+    };
+    PLACING.with_borrow_mut(|placing| match placing {
+        Some((_, spans)) => {
+            spans.push(span);
+            false
+        }
+        None => true,
+    })
+}
+
+/// CPython's own pickler, protocol 5, with large buffers placed in the arena, if there is one.
+pub(crate) fn pickle<'py>(
+    value: &Bound<'py, PyAny>,
+    arena: Option<&Arc<Arena>>,
+) -> PyResult<Pickled<'py>> {
+    static DUMPS: Cached = Cached::new(c"_pickle", "dumps");
+    let Some(arena) = arena else {
+        return plain_pickle(value).map(Pickled::plain);
+    };
+    static PLACING_KEYWORDS: Cached = Cached::new(c"rightlane._core", "_placing");
+    let py = value.py();
+    let kwargs = PLACING_KEYWORDS.get(py)?.cast::<PyDict>()?;
+    // What is being pickled may pickle something itself.
+    let outer = PLACING.replace(Some((arena.clone(), Vec::new())));
+    let args = (value, 5).into_pyobject(py)?;
+    let pickled = ffi::call(DUMPS.get(py)?, &args, Some(kwargs));
+    let placed = PLACING.replace(outer);
+    Ok(Pickled {
+        pickle: pickled?.cast_into::<PyBytes>()?,
+        spans: placed.map_or_else(Vec::new, |(_, spans)| spans),
+    })
+}
+
+/// The keywords that make a pickler place buffers; made once.
+pub(crate) fn placing_keywords(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let kwargs = PyDict::new(py);
+    let place = pyo3::wrap_pyfunction!(place_buffer, py)?;
+    kwargs.set_item("buffer_callback", place)?;
+    Ok(kwargs)
 }
 
 /// CPython's own pickler, protocol 5.

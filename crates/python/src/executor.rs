@@ -497,7 +497,7 @@ impl Executor {
         let name = definition.get().name(function);
         // Taken out of its cell while it is filled: pickling may run code that submits.
         let mut item = SCRATCH.take();
-        let shape = write_call(args, kwargs, &mut item);
+        let shape = write_call(args, kwargs, Some(&self.engine), &mut item);
         let submitted = shape.and_then(|shape| {
             self.refresh_world(py)?;
             let single = Single {
@@ -779,26 +779,36 @@ pub(crate) fn record<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, P
 }
 
 /// Writes a value as one item of a block; what it refers to is noted there.
-pub(crate) fn write_item(value: &Bound<'_, PyAny>, name: &str, block: &mut Block) -> PyResult<()> {
+/// `engine`: the one in whose arena its large buffers may be placed.
+pub(crate) fn write_item(
+    value: &Bound<'_, PyAny>,
+    name: &str,
+    engine: Option<&Engine<Client>>,
+    block: &mut Block,
+) -> PyResult<()> {
     if block.try_push(|row| codec::encode_scalar(value, row)) {
         return Ok(());
     }
     let py = value.py();
+    let arena = engine.and_then(Engine::arena);
+    let arena = arena.as_ref();
     let byvalue = ffi::import(py, c"rightlane._byvalue")?;
     // A pickle that names what a worker can't import won't do.
     let suffices = |pickle: &Bound<'_, PyBytes>| {
         let asked = ffi::call_method(&byvalue, "plain_pickles_suffice", (pickle,));
         asked.and_then(|answer| answer.is_truthy())
     };
-    let plain = match codec::plain_pickle(value) {
-        Ok(pickle) if !codec::mentions_main(pickle.as_bytes()) && suffices(&pickle)? => {
-            Some(pickle)
+    let plain = match codec::pickle(value, arena) {
+        Ok(pickled)
+            if !codec::mentions_main(pickled.pickle.as_bytes()) && suffices(&pickled.pickle)? =>
+        {
+            Some(pickled)
         }
         Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => return Err(error),
         _ => None,
     };
-    let pickle = match plain {
-        Some(pickle) => pickle,
+    let pickled = match plain {
+        Some(pickled) => pickled,
         None => {
             let dumped = ffi::call_method(&byvalue, "dumps", (value, name))?;
             let (pickle, needs): (Bound<'_, PyBytes>, Vec<Bound<'_, PyDefinition>>) =
@@ -806,13 +816,10 @@ pub(crate) fn write_item(value: &Bound<'_, PyAny>, name: &str, block: &mut Block
             for definition in needs {
                 block.need(definition.get().inner.clone());
             }
-            pickle
+            codec::Pickled::plain(pickle)
         }
     };
-    block.push(|row| {
-        row.push(codec::PICKLE);
-        row.extend_from_slice(pickle.as_bytes());
-    });
+    codec::write_argument(pickled, arena, block);
     Ok(())
 }
 
@@ -825,16 +832,17 @@ thread_local! {
 fn write_call(
     args: &Bound<'_, PyTuple>,
     kwargs: Option<&Bound<'_, PyDict>>,
+    engine: Option<&Engine<Client>>,
     block: &mut Block,
 ) -> PyResult<u32> {
     match kwargs {
         None => {
             // Alone, so that a path in a message begins with the argument's number.
-            write_item(args, "args", block)?;
+            write_item(args, "args", engine, block)?;
             Ok(shape::SPREAD)
         }
         Some(_) => {
-            write_item(&codec::call_payload(args, kwargs)?, "call", block)?;
+            write_item(&codec::call_payload(args, kwargs)?, "call", engine, block)?;
             Ok(shape::CALL)
         }
     }
@@ -1353,7 +1361,8 @@ fn remote_initializer(
     let made = (|| {
         let function = record(function)?;
         let mut items = Block::new();
-        write_call(args, None, &mut items)?;
+        // It is sent to every worker there will ever be: nothing of it is placed for one.
+        write_call(args, None, None, &mut items)?;
         let (arguments, needs) = items.into_only_item();
         Ok(Initializer {
             function: function.get().inner.clone(),

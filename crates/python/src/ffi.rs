@@ -8,10 +8,15 @@
 
 #![allow(unsafe_code, reason = "see the module")]
 
+use pyo3::buffer::PyBuffer;
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
-use std::ffi::{CStr, c_char};
+use rightlane_runtime::borrowed::View;
+use rightlane_runtime::{Arena, Fruit, Span};
+use std::ffi::{CStr, c_char, c_int};
+use std::ptr::NonNull;
+use std::sync::Arc;
 
 type Call =
     unsafe extern "C-unwind" fn(*mut PyObject, *mut PyObject, *mut PyObject) -> *mut PyObject;
@@ -197,4 +202,131 @@ pub(crate) fn next<'py>(iterator: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'
     }
     // SAFETY: see above.
     Ok(Some(unsafe { Bound::from_owned_ptr(py, item) }))
+}
+
+/// Copies of this size are made without the interpreter's lock.
+const LONG_COPY_BYTES: usize = 1024 * 1024;
+
+/// Copies bytes into the arena, if there is room.
+pub(crate) fn place(py: Python<'_>, arena: &Arc<Arena>, bytes: &[u8]) -> Option<Span> {
+    let span = arena.reserve(bytes.len())?;
+    // SAFETY: the bytes stay as they are while they are borrowed, and the span is as long.
+    unsafe { copy(py, bytes.as_ptr(), &span) };
+    Some(span)
+}
+
+/// Copies the memory behind a `PickleBuffer` into the arena, if it is large and there is room.
+pub(crate) fn place_buffer(buffer: &Bound<'_, PyAny>, arena: &Arc<Arena>) -> Option<Span> {
+    let py = buffer.py();
+    // One that is not contiguous cannot travel beside the pickle; the pickler says so.
+    let raw = buffer.call_method0(pyo3::intern!(py, "raw")).ok()?;
+    let memory = PyBuffer::<u8>::get(&raw).ok()?;
+    if memory.len_bytes() < rightlane_runtime::arena::LARGE_BYTES {
+        return None;
+    }
+    let span = arena.reserve(memory.len_bytes())?;
+    // SAFETY: the buffer is contiguous and kept during the copy. Other threads of the user's may write to it
+    // meanwhile, as they may whenever an array is copied: the copy has the old or the new bytes then.
+    unsafe { copy(py, memory.buf_ptr().cast(), &span) };
+    Some(span)
+}
+
+/// # Safety
+/// From `source` on there are as many bytes as the span has, until this returns.
+unsafe fn copy(py: Python<'_>, source: *const u8, span: &Span) {
+    struct Addresses(*const u8, *mut u8, usize);
+    // SAFETY: they are only used for the copy below.
+    unsafe impl Send for Addresses {}
+    let addresses = Addresses(source, span.pointer().as_ptr(), span.bytes());
+    let go = move || {
+        let Addresses(from, to, bytes) = { addresses };
+        // SAFETY: the caller vouches for the source; the span is ours alone and as long; shared memory that was just
+        // given out is nobody's source.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
+    };
+    if span.bytes() >= LONG_COPY_BYTES {
+        let stay = Stay;
+        py.detach(go);
+        std::mem::forget(stay);
+    } else {
+        go();
+    }
+}
+
+/// Shared memory, kept as long as somebody reads it.
+#[derive(Debug)]
+pub(crate) enum Memory {
+    Argument(View),
+    Result(Arc<Fruit>),
+}
+
+impl From<View> for Memory {
+    fn from(view: View) -> Memory {
+        Memory::Argument(view)
+    }
+}
+
+impl From<Arc<Fruit>> for Memory {
+    fn from(fruit: Arc<Fruit>) -> Memory {
+        Memory::Result(fruit)
+    }
+}
+
+/// A large buffer as Python sees it: writable bytes.
+#[pyclass(frozen, module = "rightlane._core")]
+#[derive(Debug)]
+pub(crate) struct SharedBuffer {
+    memory: Memory,
+}
+
+impl SharedBuffer {
+    /// A Python object over this memory.
+    pub(crate) fn over<'py>(
+        py: Python<'py>,
+        memory: impl Into<Memory>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let memory = memory.into();
+        Ok(Bound::new(py, SharedBuffer { memory })?.into_any())
+    }
+
+    fn place(&self) -> (NonNull<u8>, usize) {
+        match &self.memory {
+            Memory::Argument(view) => (view.pointer(), view.bytes()),
+            Memory::Result(fruit) => (fruit.pointer(), fruit.bytes()),
+        }
+    }
+}
+
+#[pymethods]
+impl SharedBuffer {
+    fn __len__(&self) -> usize {
+        self.place().1
+    }
+
+    /// # Safety
+    /// As for every `bf_getbuffer`: `view` is where to write.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut pyo3::ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        let (start, bytes) = slf.get().place();
+        // SAFETY: the object, to which the view holds a reference, keeps the memory at its place. It is written to
+        // by nobody but who has a buffer of it.
+        let failed = unsafe {
+            pyo3::ffi::PyBuffer_FillInfo(
+                view,
+                slf.as_ptr(),
+                start.as_ptr().cast(),
+                bytes as isize,
+                0,
+                flags,
+            )
+        };
+        if failed == 0 {
+            Ok(())
+        } else {
+            Err(PyErr::fetch(slf.py()))
+        }
+    }
 }

@@ -100,6 +100,7 @@ mod _core {
             PyEngine, after_fork_in_child, after_fork_in_parent, before_fork, begin_exit, nesting,
             retire_completions,
         },
+        ffi::SharedBuffer,
         future::FutureCore,
         map::MapResults,
         pool::{Inlet, PoolMap},
@@ -109,6 +110,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", env!("CARGO_PKG_VERSION"))
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("_placing", super::codec::placing_keywords(module.py())?)
     }
 }

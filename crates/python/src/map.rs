@@ -533,7 +533,7 @@ impl Source {
             }
             Way::Remote {
                 block, fall_back, ..
-            } => match write_item(item, "item", block) {
+            } => match write_item(item, "item", Some(&feed.executor.engine), block) {
                 Ok(()) => {
                     self.unadded += 1;
                     self.bytes += block.last_bytes() as u64;

@@ -4,7 +4,8 @@ use crate::codec;
 use crate::ffi;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError};
 use pyo3::prelude::*;
-use rightlane_runtime::{AnswerBytes, Breakage, End, Exit, Loss};
+use rightlane_runtime::{AnswerBytes, Breakage, End, Exit, Fruit, Loss};
+use std::sync::Arc;
 
 /// What the flavor of an answer says; written by the worker half, read by the engine half.
 pub(crate) mod flavor {
@@ -22,6 +23,8 @@ pub(crate) mod flavor {
 pub(crate) struct Large {
     bytes: Vec<u8>,
     skip: usize,
+    /// Large buffers, in shared memory.
+    fruits: Vec<Arc<Fruit>>,
 }
 
 /// How many bytes of an answer are kept in place.
@@ -58,12 +61,20 @@ impl Raw {
         }
     }
 
-    fn of(flavor: u8, answer: AnswerBytes<'_>) -> Raw {
-        Raw::short(flavor, answer.as_slice()).unwrap_or_else(|| {
-            let (bytes, skip) = answer.into_owned();
-            let bytes = Box::new(Large { bytes, skip });
-            Raw::Long { flavor, bytes }
-        })
+    fn of(flavor: u8, mut answer: AnswerBytes<'_>) -> Raw {
+        let fruits = answer.take_fruits();
+        if fruits.is_empty()
+            && let Some(short) = Raw::short(flavor, answer.as_slice())
+        {
+            return short;
+        }
+        let (bytes, skip) = answer.into_owned();
+        let bytes = Box::new(Large {
+            bytes,
+            skip,
+            fruits,
+        });
+        Raw::Long { flavor, bytes }
     }
 
     fn short(flavor: u8, answer: &[u8]) -> Option<Raw> {
@@ -82,6 +93,7 @@ impl Raw {
             let bytes = Box::new(Large {
                 bytes: answer.to_vec(),
                 skip: 0,
+                fruits: Vec::new(),
             });
             Raw::Long { flavor, bytes }
         })
@@ -93,6 +105,14 @@ impl Raw {
             Raw::Short { flavor, len, bytes } => Some((*flavor, &bytes[..usize::from(*len)])),
             Raw::Long { flavor, bytes } => Some((*flavor, &bytes.bytes[bytes.skip..])),
             Raw::Cancelled | Raw::Lost(_) | Raw::Broken(_) => None,
+        }
+    }
+
+    /// Large buffers that the answer came with.
+    fn fruits(&self) -> &[Arc<Fruit>] {
+        match self {
+            Raw::Long { bytes, .. } => &bytes.fruits,
+            _ => &[],
         }
     }
 
@@ -114,7 +134,7 @@ impl Raw {
     /// The answer, if it is a value that needs no unpickling.
     pub(crate) fn plain_value(&self) -> Option<&[u8]> {
         let (flavor, answer) = self.as_answer()?;
-        let plain = answer.first().is_some_and(|tag| *tag != codec::PICKLE);
+        let plain = answer.first().is_some_and(|tag| !codec::is_pickle(*tag));
         (plain && flavor == flavor::RETURNED).then_some(answer)
     }
 
@@ -132,7 +152,7 @@ impl Raw {
             Raw::Short { .. } | Raw::Long { .. } => {
                 let (flavor, bytes) = self.as_answer().unwrap_or_default();
                 match flavor {
-                    flavor::RETURNED => match codec::decode(py, bytes) {
+                    flavor::RETURNED => match codec::decode_result(py, bytes, self.fruits()) {
                         Ok(value) => return Ok(value.unbind()),
                         Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => Err(error),
                         Err(error) => unreadable(py, name, error),

@@ -9,7 +9,7 @@ use crate::map::Numbers;
 use crate::raw::{describe, flavor};
 use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 use rightlane_runtime::nursery::{Interpreter, Nursery, Seat};
 use rightlane_runtime::sys::futex::Waited;
 use rightlane_runtime::sys::process::{exit_now, forked};
@@ -169,6 +169,7 @@ pub(crate) fn serve_worker(
         fresh: false,
         serving: false,
         answer: Vec::new(),
+        placed: false,
     }
     .run()
 }
@@ -208,6 +209,8 @@ struct Worker<'py> {
     serving: bool,
     /// Room for an answer's head, then its bytes; kept for its capacity.
     answer: Vec<u8>,
+    /// Large buffers of it lie in shared memory.
+    placed: bool,
 }
 
 impl<'py> Worker<'py> {
@@ -299,6 +302,7 @@ impl<'py> Worker<'py> {
             // Before anything that belongs to the item is unpickled: user code may run there (rule 8).
             if !self.desk.claim(head.seq, item) {
                 self.flush();
+                self.desk.tell_loans().map_err(broken)?;
                 skipped = self.desk.skipped(head.seq, item);
                 break;
             }
@@ -335,6 +339,9 @@ impl<'py> Worker<'py> {
                 look_at_clock = item + 1 + (CLOCK_EVERY_NS / per_item_ns.max(1)).min(63) as u32;
             }
             let busy_ns = last.then_some(now_ns - begun_ns);
+            if last {
+                self.desk.tell_loans().map_err(broken)?;
+            }
             self.publish(head.seq, item, flavor, busy_ns)?;
         }
         if let Some(passing) = self.passing.take() {
@@ -349,7 +356,9 @@ impl<'py> Worker<'py> {
     fn publish(&mut self, seq: u64, item: u32, flavor: u8, busy_ns: Option<u64>) -> PyResult<()> {
         let mut bytes = std::mem::take(&mut self.answer);
         {
-            let mut answer = self.desk.answer(seq, item, flavor, busy_ns, &mut bytes);
+            let placed = std::mem::take(&mut self.placed);
+            let desk = &self.desk;
+            let mut answer = desk.answer(seq, item, flavor, placed, busy_ns, &mut bytes);
             while !self.desk.publish(&mut answer).map_err(broken)? {
                 let desk = &mut self.desk;
                 if self.py.detach(|| desk.wait_for_room()) == Waited::Interrupted {
@@ -418,7 +427,7 @@ impl<'py> Worker<'py> {
             }
         };
         let argument = match argument {
-            Argument::Bytes(bytes) => codec::decode(py, bytes),
+            Argument::Bytes(bytes) => codec::decode_argument(py, bytes, self.desk.borrowed()),
             Argument::Number(number) => number
                 .into_pyobject(py)
                 .map(Bound::into_any)
@@ -463,15 +472,23 @@ impl<'py> Worker<'py> {
         if codec::encode_scalar(value, &mut self.answer) {
             return Ok(());
         }
-        self.answer.push(codec::PICKLE);
-        match codec::plain_pickle(value) {
-            Ok(pickle) if !codec::mentions_main(pickle.as_bytes()) => {
-                self.answer.extend_from_slice(pickle.as_bytes());
-            }
+        let arena = self.desk.results().cloned();
+        let mut pickled = match codec::pickle(value, arena.as_ref()) {
+            Ok(pickled) if !codec::mentions_main(pickled.pickle.as_bytes()) => pickled,
             _ => {
                 let pickle = self.hooks.dumps.call1((value,))?;
-                self.answer.extend_from_slice(pickle.extract()?);
+                codec::Pickled::plain(pickle.cast_into::<PyBytes>()?)
             }
+        };
+        let tag = pickled.place(arena.as_ref());
+        let codec::Pickled { pickle, spans } = pickled;
+        if !spans.is_empty() {
+            self.desk.place(spans, &mut self.answer);
+            self.placed = true;
+        }
+        self.answer.push(tag);
+        if tag == codec::PICKLE {
+            self.answer.extend_from_slice(pickle.as_bytes());
         }
         Ok(())
     }

@@ -1,8 +1,10 @@
 //! What the engine asks of whoever uses it. Python is the first client; nothing here knows it.
 
+use crate::harvest::Fruit;
 use rightlane_core::{Breakage, Exit};
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Who uses the engine: what work is to it, and where the ends of work go.
 ///
@@ -50,11 +52,27 @@ pub enum End<'a> {
 pub struct AnswerBytes<'a> {
     message: Cow<'a, [u8]>,
     skip: usize,
+    fruits: Vec<Arc<Fruit>>,
 }
 
 impl<'a> AnswerBytes<'a> {
     pub(crate) fn new(message: Cow<'a, [u8]>, skip: usize) -> AnswerBytes<'a> {
-        AnswerBytes { message, skip }
+        AnswerBytes {
+            message,
+            skip,
+            fruits: Vec::new(),
+        }
+    }
+
+    pub(crate) fn with_fruits(mut self, skip: usize, fruits: Vec<Arc<Fruit>>) -> AnswerBytes<'a> {
+        self.skip += skip;
+        self.fruits = fruits;
+        self
+    }
+
+    /// Large buffers that came along, in shared memory.
+    pub fn take_fruits(&mut self) -> Vec<Arc<Fruit>> {
+        std::mem::take(&mut self.fruits)
     }
 
     /// The bytes.

@@ -6,14 +6,17 @@
 //! that one; so neither can wait for the other. What a call held is dropped after the lock is
 //! released, because dropping may run foreign code.
 
+use crate::arena::{self, Arena, Placement};
 use crate::client::{AnswerBytes, Client, End, Loss, Run};
 use crate::definition::Definition;
 use crate::engine::waiting::{Care, Rest, Signals};
+use crate::harvest::{Fruit, Harvest};
 use crate::hub::{self, Ending, ForkGuard, Member, Membership, lock};
 use crate::items::{Block, Items};
 use crate::link::Link;
+use crate::loans::News;
 use crate::sys::futex::{self, Scope, Waited};
-use crate::wire::{AnswerHead, GENERATED, PieceHead, to_engine};
+use crate::wire::{self, AnswerHead, GENERATED, PieceHead, to_engine};
 use rightlane_core::event::{Action, Breakage, Claim, Event, Exit, Lane, Verdict};
 use rightlane_core::ids::IdMap;
 use rightlane_core::{
@@ -268,6 +271,8 @@ pub struct Engine<C: Client> {
     forks: AtomicU32,
     /// Changes with the set of workers.
     links_changed: AtomicU32,
+    /// Where large buffers of arguments are placed.
+    arena: arena::Own,
     myself: Weak<Engine<C>>,
 }
 
@@ -333,8 +338,14 @@ impl<C: Client> Engine<C> {
             watchers: AtomicU32::new(0),
             forks: AtomicU32::new(0),
             links_changed: AtomicU32::new(0),
+            arena: arena::Own::default(),
             myself: myself.clone(),
         })
+    }
+
+    /// Where large buffers of arguments may be placed, if anywhere: for calls of this engine alone.
+    pub fn arena(&self) -> Option<Arc<Arena>> {
+        self.arena.get()
     }
 
     /// The client.
@@ -883,6 +894,7 @@ impl<C: Client> Engine<C> {
             }
             self.watchers.store(0, Ordering::SeqCst);
             self.forks.fetch_add(1, Ordering::SeqCst);
+            self.arena.renew();
             self.attended.store(false, Ordering::SeqCst);
             self.thread_sleepers.store(0, Ordering::SeqCst);
             self.thread_polls.store(false, Ordering::SeqCst);
@@ -1046,7 +1058,7 @@ impl<C: Client> State<C> {
             Action::Spawn(worker) => {
                 engine.links_changed.fetch_add(1, Ordering::Release);
                 let world = self.scheduler.world_of(worker);
-                if let Err(error) = floor.spawn(worker, world.unwrap_or_default()) {
+                if let Err(error) = floor.spawn(worker, world.unwrap_or_default(), engine.arena()) {
                     floor.spawn_error = Some(error.to_string());
                     floor.faults.push(Event::SpawnFailed(worker));
                 }
@@ -1181,6 +1193,7 @@ impl<C: Client> State<C> {
             Action::Drained => {
                 floor.drained = true;
                 floor.just_drained = true;
+                engine.arena.close();
                 floor.threads_to_wake = u32::MAX;
             }
         }
@@ -1193,9 +1206,12 @@ impl<C: Client> State<C> {
         };
         let mut sane = true;
         let mut run = std::mem::take(&mut self.floor.run);
+        let harvest = link.harvest.clone();
+        let mut loans = Vec::new();
         let read = link.read(|tag, message| {
             // Short answers within a piece come by the thousand: they are settled together.
-            if tag & 0xff == to_engine::NEXT && matches!(message, Cow::Borrowed(_)) {
+            let is_short = tag & (0xff | to_engine::PLACED) == to_engine::NEXT;
+            if is_short && matches!(message, Cow::Borrowed(_)) {
                 run.push((tag >> to_engine::FLAVOR_SHIFT) as u8, &message);
                 if run.is_full() {
                     sane = sane && self.settle_run(engine, worker, &mut run);
@@ -1204,8 +1220,9 @@ impl<C: Client> State<C> {
             }
             sane = sane
                 && self.settle_run(engine, worker, &mut run)
-                && self.hear(engine, worker, tag, message);
+                && self.hear(engine, worker, tag, message, harvest.as_ref(), &mut loans);
         });
+        sane = sane && loans.into_iter().all(|news| link.loans.hear(news));
         sane = sane && self.settle_run(engine, worker, &mut run);
         run.clear();
         self.floor.run = run;
@@ -1247,7 +1264,9 @@ impl<C: Client> State<C> {
         engine: &Engine<C>,
         worker: WorkerId,
         tag: u32,
-        message: std::borrow::Cow<'_, [u8]>,
+        message: Cow<'_, [u8]>,
+        harvest: Option<&Arc<Harvest>>,
+        loans: &mut Vec<News>,
     ) -> bool {
         match tag & 0xff {
             to_engine::ANSWER => {
@@ -1259,9 +1278,12 @@ impl<C: Client> State<C> {
                     return false;
                 };
                 self.floor.settled = true;
+                let answer = AnswerBytes::new(message, AnswerHead::BYTES);
+                let Some(bytes) = with_fruits(answer, tag, harvest) else {
+                    return false;
+                };
                 if let Some(held) = self.floor.calls.get_mut(&call) {
                     let flavor = (tag >> to_engine::FLAVOR_SHIFT) as u8;
-                    let bytes = AnswerBytes::new(message, AnswerHead::BYTES);
                     engine
                         .client
                         .settle(&held.ticket, place, End::Answer { flavor, bytes });
@@ -1272,6 +1294,7 @@ impl<C: Client> State<C> {
                 if tag & to_engine::LAST == 0 {
                     return true;
                 }
+                loans.push(News::Ended(head.seq));
                 let done = Event::PieceDone {
                     worker,
                     seq,
@@ -1284,9 +1307,11 @@ impl<C: Client> State<C> {
                     return false;
                 };
                 self.floor.settled = true;
+                let Some(bytes) = with_fruits(AnswerBytes::new(message, 0), tag, harvest) else {
+                    return false;
+                };
                 if let Some(held) = self.floor.calls.get_mut(&call) {
                     let flavor = (tag >> to_engine::FLAVOR_SHIFT) as u8;
-                    let bytes = AnswerBytes::new(message, 0);
                     let end = End::Answer { flavor, bytes };
                     engine.client.settle(&held.ticket, places.start, end);
                     if let Body::Remote { items, .. } = &mut held.body {
@@ -1299,6 +1324,7 @@ impl<C: Client> State<C> {
                 let Some((head, _)) = AnswerHead::split(&message) else {
                     return false;
                 };
+                loans.push(News::Ended(head.seq));
                 let event = Event::Skipped {
                     worker,
                     seq: PieceSeq(head.seq),
@@ -1310,6 +1336,7 @@ impl<C: Client> State<C> {
                 let Some((head, _)) = AnswerHead::split(&message) else {
                     return false;
                 };
+                loans.push(News::Ended(u64::MAX));
                 let event = Event::Refused {
                     worker,
                     seq: PieceSeq(head.seq),
@@ -1332,6 +1359,17 @@ impl<C: Client> State<C> {
                 self.scheduler
                     .handle(Event::InitializerRaised(worker), crate::sys::now())
                     .is_ok()
+            }
+            to_engine::KEPT | to_engine::RELEASED => {
+                let Some(places) = wire::take_all_u64(&message) else {
+                    return false;
+                };
+                let places = places.collect();
+                loans.push(match tag & 0xff {
+                    to_engine::KEPT => News::Kept(places),
+                    _ => News::Released(places),
+                });
+                true
             }
             to_engine::NOTICE => {
                 engine.client.notice(&message);
@@ -1356,13 +1394,40 @@ impl<C: Client> State<C> {
     }
 }
 
+/// Takes what stands before the client's bytes where an answer has large buffers. None if a worker would not write it.
+fn with_fruits<'a>(
+    answer: AnswerBytes<'a>,
+    tag: u32,
+    harvest: Option<&Arc<Harvest>>,
+) -> Option<AnswerBytes<'a>> {
+    if tag & to_engine::PLACED == 0 {
+        return Some(answer);
+    }
+    let harvest = harvest?;
+    let all = answer.as_slice();
+    let (count, mut rest) = wire::take_u32(all)?;
+    let mut fruits: Vec<Arc<Fruit>> = Vec::new();
+    for _ in 0..count {
+        let (placement, after) = Placement::take(rest)?;
+        rest = after;
+        fruits.push(Arc::new(harvest.pick(placement).ok()?));
+    }
+    let skip = all.len() - rest.len();
+    Some(answer.with_fruits(skip, fruits))
+}
+
 impl<C: Client> Floor<C> {
-    fn spawn(&mut self, worker: WorkerId, world: WorldId) -> io::Result<()> {
+    fn spawn(
+        &mut self,
+        worker: WorkerId,
+        world: WorldId,
+        arena: Option<Arc<Arena>>,
+    ) -> io::Result<()> {
         let membership = self
             .membership
             .as_ref()
             .ok_or_else(|| io::Error::other("not a member of the hub"))?;
-        let mut link = Link::create()?;
+        let mut link = Link::create(arena.is_some())?;
         let world = self.worlds.get(&world).map(|world| world.to_vec());
         link.boot(world.unwrap_or_default(), self.initializer.as_deref());
         // From its first message on the worker is to wake an engine that sleeps already.
@@ -1370,7 +1435,16 @@ impl<C: Client> Floor<C> {
         if let (Some((tasks, answers)), Some(signals)) = (link.segments(), &self.signals) {
             let signals = [signals.keeper.as_fd(), signals.waiter.as_fd()];
             let [keeper, waiter] = signals;
-            membership.fork(worker, [tasks.as_fd(), answers.as_fd(), keeper, waiter])?;
+            let mut descriptors = vec![tasks.as_fd(), answers.as_fd(), keeper, waiter];
+            // What has been placed there every worker must be able to read.
+            let arguments = match &arena {
+                Some(arena) => Some(arena::read_only(arena.file())?),
+                None => None,
+            };
+            if let (Some(arguments), Some(harvest)) = (&arguments, &link.harvest) {
+                descriptors.extend([arguments.as_fd(), harvest.file()]);
+            }
+            membership.fork(worker, &descriptors)?;
         }
         self.links.insert(worker, link);
         Ok(())

@@ -282,11 +282,7 @@ impl Inner {
 
 impl Membership {
     /// Has a process forked for this worker.
-    pub(crate) fn fork(
-        &self,
-        worker: WorkerId,
-        descriptors: [BorrowedFd<'_>; 4],
-    ) -> io::Result<()> {
+    pub(crate) fn fork(&self, worker: WorkerId, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut inner = lock(&self.hub.inner);
         inner.hopeless = false;
         self.hub.ensure_template(&mut inner)?;
@@ -295,7 +291,7 @@ impl Membership {
                 ToTemplate::Fork {
                     key: key(self.id, worker),
                 },
-                &descriptors,
+                descriptors,
             );
         }
         Ok(())
@@ -717,13 +713,13 @@ pub struct ForkGuard {
 /// thread is about to fork: then [`wait_for_fork`], without the interpreter's lock, and ask again. In the
 /// parent, drop what it returns; in the child, hand it to [`crate::forked_child`].
 pub fn try_before_fork() -> Option<ForkGuard> {
-    match GATE.try_lock() {
-        Ok(gate) => Some(ForkGuard { _gate: gate }),
-        Err(TryLockError::Poisoned(poisoned)) => Some(ForkGuard {
-            _gate: poisoned.into_inner(),
-        }),
-        Err(TryLockError::WouldBlock) => None,
-    }
+    let gate = match GATE.try_lock() {
+        Ok(gate) => gate,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return None,
+    };
+    crate::harvest::before_fork();
+    Some(ForkGuard { _gate: gate })
 }
 
 /// Waits until it makes sense to ask again.

@@ -4,6 +4,7 @@
 //! it on. Items lie in blocks, in the order and layout in which they travel, so that a piece is a
 //! slice of a block. A block is freed when all its items have ended.
 
+use crate::arena::Span;
 use crate::definition::Definition;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -21,6 +22,10 @@ pub struct Block {
     ends: Vec<u32>,
     /// What the items refer to.
     needs: Vec<Arc<Definition>>,
+    /// Where large buffers of items lie, and of which item they are.
+    spans: Vec<(u32, Arc<Span>)>,
+    /// How large these are.
+    placed_bytes: usize,
 }
 
 impl Block {
@@ -47,9 +52,18 @@ impl Block {
         self.ends.push(self.row.len().min(u32::MAX as usize) as u32);
     }
 
-    /// Whether it takes one more item.
+    /// Whether it takes one more item. What lies in shared memory counts: it is free again when the block is.
     pub fn has_room(&self) -> bool {
-        self.row.len() < MOST_BLOCK_BYTES
+        self.row.len() + self.placed_bytes < MOST_BLOCK_BYTES
+    }
+
+    /// The next item that is pushed has large buffers there.
+    pub fn place(&mut self, spans: impl IntoIterator<Item = Span>) {
+        let item = self.ends.len() as u32;
+        for span in spans {
+            self.placed_bytes += span.bytes();
+            self.spans.push((item, Arc::new(span)));
+        }
     }
 
     /// How large its last item is, as it travels.
@@ -69,6 +83,10 @@ impl Block {
         for definition in other.needs.drain(..) {
             self.need(definition);
         }
+        let item = self.ends.len() as u32 - 1;
+        self.spans
+            .extend(other.spans.drain(..).map(|(_, span)| (item, span)));
+        self.placed_bytes += other.placed_bytes;
         other.clear();
     }
 
@@ -77,6 +95,8 @@ impl Block {
         self.row.clear();
         self.ends.clear();
         self.needs.clear();
+        self.spans.clear();
+        self.placed_bytes = 0;
     }
 
     /// Adds an item if `write` says that it wrote one; else leaves the block as it was.
@@ -125,6 +145,14 @@ impl Block {
         &self.needs
     }
 
+    fn spans(&self, items: &Range<usize>) -> &[(u32, Arc<Span>)] {
+        let before = |bound: usize| {
+            self.spans
+                .partition_point(|(item, _)| (*item as usize) < bound)
+        };
+        &self.spans[before(items.start)..before(items.end)]
+    }
+
     fn bounds(&self, items: Range<usize>) -> Range<usize> {
         let start = match items.start {
             0 => 0,
@@ -144,6 +172,7 @@ impl Block {
 pub(crate) struct Slice {
     block: Arc<Block>,
     bounds: Range<usize>,
+    items: Range<usize>,
     /// Of a block of generated items: the first item's number and the rule.
     made: Option<Box<[u8]>>,
 }
@@ -164,6 +193,11 @@ impl Slice {
 
     pub(crate) fn needs(&self) -> &[Arc<Definition>] {
         self.block.needs()
+    }
+
+    /// Where large buffers of its items lie.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = &Arc<Span>> {
+        self.block.spans(&self.items).iter().map(|(_, span)| span)
     }
 }
 
@@ -203,8 +237,10 @@ impl Items {
             }
             // Not while a part of it is on its way.
             let block = Arc::get_mut(&mut held.block)?;
-            let fits =
-                block.generated.is_none() && block.row.len() + item.row.len() <= MOST_GROWN_BYTES;
+            // One with large buffers stays alone: they are free again as soon as it has ended.
+            let placed = block.placed_bytes + item.placed_bytes > 0;
+            let bytes = block.row.len() + item.row.len();
+            let fits = block.generated.is_none() && !placed && bytes <= MOST_GROWN_BYTES;
             fits.then_some((&mut held.unended, block))
         });
         match grown {
@@ -300,6 +336,7 @@ impl Items {
             } else {
                 held.block.bounds(start..end)
             },
+            items: start..end,
             block: held.block.clone(),
             made,
         })

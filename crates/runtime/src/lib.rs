@@ -9,23 +9,30 @@
 //! * `template`: the engine's side of the template process; [`nursery`]: its inside.
 //! * [`items`], [`definition`]: serialised work, and what it refers to.
 //! * [`wire`]: what messages say.
-//! * [`budget`]: how many CPUs there are.
+//! * [`arena`]: shared memory for large buffers.
+//! * [`borrowed`]: the worker's view of it.
+//! * [`budget`]: how many CPUs there are, and how much memory.
 //! * [`sys`]: the operating system, one file per mechanism.
 
+pub mod arena;
+pub mod borrowed;
 pub mod budget;
 pub mod client;
 pub mod definition;
 pub mod engine;
+mod harvest;
 pub mod hub;
 pub mod items;
 mod link;
+mod loans;
 pub mod nursery;
 pub mod sys;
 mod template;
 pub mod wire;
 pub mod worker;
 
-pub use budget::CpuBudget;
+pub use arena::{Arena, Placement, Span};
+pub use budget::{CpuBudget, MemoryBudget};
 pub use client::{AnswerBytes, Client, End, Loss, Run};
 pub use definition::Definition;
 pub use engine::waiting::{Attended, Patience, Watch, poll_until};
@@ -33,6 +40,7 @@ pub use engine::{
     BreakageReport, Engine, Initializer, Limits, Plan, Remote, Single, SubmitError, ThreadDone,
     ThreadNext, ThreadPiece, forked_child,
 };
+pub use harvest::Fruit;
 pub use hub::{
     Ending, ForkGuard, has_door, has_program, learn, set_program, take_door, try_before_fork,
     unlearn, wait_for_fork, want_site,

@@ -5,9 +5,12 @@
 //! process that was forked but never confirmed, because the template died in between, finds an
 //! empty ring and runs nothing.
 
+use crate::arena;
 use crate::definition::Definition;
 use crate::engine::Initializer;
+use crate::harvest::Harvest;
 use crate::items::Slice;
+use crate::loans::Loans;
 use crate::sys::futex::{self, Scope};
 use crate::wire::{self, PieceHead, to_worker};
 use rightlane_core::{Claim, Moment, PieceSeq};
@@ -65,10 +68,27 @@ pub(crate) struct Link {
     last_seq: u64,
     /// What it wrote made no sense: nothing is read or written any more.
     given_up: bool,
+    /// Which large buffers of arguments it may be reading.
+    pub(crate) loans: Loans,
+    /// Where large buffers of its results are read; None where no memory file is to be had.
+    pub(crate) harvest: Option<Arc<Harvest>>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(harvest) = &self.harvest {
+            harvest.orphan();
+        }
+    }
 }
 
 impl Link {
-    pub(crate) fn create() -> io::Result<Link> {
+    /// `with_arena`: large buffers of its results are read where it has placed them.
+    pub(crate) fn create(with_arena: bool) -> io::Result<Link> {
+        let harvest = match with_arena {
+            true => Some(Harvest::new(arena::create_file()?)),
+            false => None,
+        };
         let (end, tasks, answers) = ParentEnd::create(RING_BYTES, RING_BYTES)?;
         Ok(Link {
             end,
@@ -84,6 +104,8 @@ impl Link {
             wanted_signal: None,
             last_seq: 0,
             given_up: false,
+            loans: Loans::default(),
+            harvest,
         })
     }
 
@@ -169,6 +191,8 @@ impl Link {
     ) -> Result<(), Corrupt> {
         self.forget_dead_definitions();
         self.last_seq = head.seq;
+        self.loans.lend(head.seq, items.spans());
+        self.tell_harvested();
         self.define(function);
         for definition in items.needs() {
             self.define(definition);
@@ -193,6 +217,19 @@ impl Link {
         self.outbox
             .push_back(Outgoing::new(to_worker::ITEMS, Bytes::Items(items)));
         self.flush()
+    }
+
+    /// Tells the worker which of its results nobody reads any more. There is no hurry: before the next piece.
+    fn tell_harvested(&mut self) {
+        let Some(harvest) = &self.harvest else { return };
+        let (free, retired) = harvest.take_news();
+        for (tag, places) in [(to_worker::FREE, free), (to_worker::RETIRE_REGION, retired)] {
+            if !places.is_empty() {
+                let bytes = places.iter().flat_map(|place| place.to_le_bytes());
+                self.outbox
+                    .push_back(Outgoing::new(tag, Bytes::Own(bytes.collect())));
+            }
+        }
     }
 
     pub(crate) fn retire(&mut self) -> Result<(), Corrupt> {

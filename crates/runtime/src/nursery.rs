@@ -30,8 +30,18 @@ pub struct Seat {
     pub(crate) keeper: OwnedFd,
     pub(crate) waiter: OwnedFd,
     pub(crate) engine: OwnedFd,
+    pub(crate) arenas: Option<Arenas>,
     door: Option<OwnedFd>,
     number: u32,
+}
+
+/// The files for large buffers.
+#[derive(Debug)]
+pub(crate) struct Arenas {
+    /// The engine's, for arguments.
+    pub(crate) arguments: OwnedFd,
+    /// The worker's own, for results.
+    pub(crate) results: OwnedFd,
 }
 
 impl Seat {
@@ -313,7 +323,9 @@ impl Nursery {
         descriptors: Vec<OwnedFd>,
         interpreter: &mut impl Interpreter,
     ) -> Served {
-        let Ok([tasks, answers, keeper, waiter]) = <[OwnedFd; 4]>::try_from(descriptors) else {
+        let mut descriptors = descriptors.into_iter();
+        let four = [(); 4].map(|()| descriptors.next());
+        let [Some(tasks), Some(answers), Some(keeper), Some(waiter)] = four else {
             self.tell(
                 FromTemplate::NotForked {
                     key,
@@ -337,6 +349,10 @@ impl Nursery {
                 return Served::On;
             }
         };
+        let arenas = match (descriptors.next(), descriptors.next()) {
+            (Some(arguments), Some(results)) => Some(Arenas { arguments, results }),
+            _ => None,
+        };
         match interpreter.fork() {
             Ok(0) => {
                 let _ = rustix::process::setpgid(None, None);
@@ -346,6 +362,7 @@ impl Nursery {
                     keeper,
                     waiter,
                     engine,
+                    arenas,
                     door: Some(door),
                     number: (key as u32).wrapping_add(1),
                 });

@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Most descriptors that travel with one message.
-pub(crate) const MOST_DESCRIPTORS: usize = 4;
+pub(crate) const MOST_DESCRIPTORS: usize = 6;
 
 /// Sends a datagram with descriptors. `Ok(false)`: the socket is full.
 pub(crate) fn send(

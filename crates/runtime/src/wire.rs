@@ -23,6 +23,10 @@ pub mod to_worker {
     pub const RETIRE: u32 = 7;
     /// Run the initializer, if there is one, and say that you are ready; always before the first piece.
     pub const BEGIN: u32 = 8;
+    /// These results are read by nobody any more: [`super::take_u64`] for each.
+    pub const FREE: u32 = 9;
+    /// From this region no more results are to be placed.
+    pub const RETIRE_REGION: u32 = 10;
 }
 
 /// Message kinds from a worker to the engine; the low byte of a record's tag.
@@ -45,6 +49,13 @@ pub mod to_engine {
     pub const NEXT: u32 = 7;
     /// This item of the first piece, and whatever comes after it, must be run by another worker; this one ends.
     pub const REFUSED: u32 = 8;
+    /// These buffers of the piece that ends next are still used: the place of each, in 64 bits.
+    pub const KEPT: u32 = 9;
+    /// These of those not any more.
+    pub const RELEASED: u32 = 10;
+    /// In an answer's tag: before the client's bytes stand how many large buffers lie in the worker's arena, in
+    /// 32 bits, and their [`crate::arena::Placement`]s.
+    pub const PLACED: u32 = 1 << 17;
     /// In an answer's tag: the piece ends here.
     pub const LAST: u32 = 1 << 16;
     /// Where the flavor lies in an answer's tag.
@@ -160,6 +171,13 @@ pub fn take_item(row: &[u8]) -> Option<(&[u8], &[u8])> {
         return rest.split_at_checked(usize::try_from(len).ok()?);
     }
     rest.split_at_checked(len as usize)
+}
+
+/// Reads a row of numbers; None if it is none.
+pub fn take_all_u64(bytes: &[u8]) -> Option<impl Iterator<Item = u64>> {
+    let (words, rest) = bytes.as_chunks::<8>();
+    rest.is_empty()
+        .then(|| words.iter().map(|word| u64::from_le_bytes(*word)))
 }
 
 /// Splits a number off.

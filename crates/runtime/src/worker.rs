@@ -4,6 +4,8 @@
 //! claimed before anything that belongs to it is unpickled, its answer is published as soon as it
 //! ends, and the engine is woken only where it has something to do.
 
+use crate::arena::{Arena, Span};
+use crate::borrowed::Borrowed;
 use crate::nursery::Seat;
 use crate::sys::futex::{self, Scope, Waited};
 use crate::sys::process::{block_all_signals, empty_mask, exit_now, watch_forks};
@@ -12,8 +14,10 @@ use rightlane_ring::{
     Assembler, AttachError, Attempt, Corrupt, Listener, Outgoing, Progress, Wants, WorkerEnd,
 };
 use rustix::process::Signal;
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// How long a worker with nothing to do looks again and again before it sleeps. Settled by the
 /// prototype: longer steals from whoever shares the core, shorter pays for a wake with each task.
@@ -96,6 +100,10 @@ pub struct Desk {
     announced: Option<PieceHead>,
     /// How far the engine had read before the last attempt to write.
     read_then: u64,
+    borrowed: Option<Arc<Borrowed>>,
+    results: Option<Arc<Arena>>,
+    /// Large buffers of results that somebody may still read, by their place.
+    placed: HashMap<u64, Span>,
 }
 
 impl Desk {
@@ -109,10 +117,18 @@ impl Desk {
             keeper,
             waiter,
             engine,
+            arenas,
             ..
         } = seat;
         let end = WorkerEnd::attach(tasks, answers)?;
         watch_engine(engine)?;
+        let (borrowed, results) = match arenas {
+            Some(arenas) => (
+                Some(Borrowed::new(arenas.arguments)),
+                Some(Arena::new(arenas.results, true)),
+            ),
+            None => (None, None),
+        };
         Ok(Desk {
             end,
             keeper,
@@ -120,7 +136,31 @@ impl Desk {
             assembler: Assembler::new(usize::MAX),
             announced: None,
             read_then: 0,
+            borrowed,
+            results,
+            placed: HashMap::new(),
         })
+    }
+
+    /// Where large buffers of arguments are read.
+    pub fn borrowed(&self) -> Option<&Arc<Borrowed>> {
+        self.borrowed.as_ref()
+    }
+
+    /// Where large buffers of results are placed.
+    pub fn results(&self) -> Option<&Arc<Arena>> {
+        self.results.as_ref()
+    }
+
+    /// Writes what goes before the client's bytes in an answer with these buffers. They are kept until the engine
+    /// says that nobody reads them any more.
+    pub fn place(&mut self, spans: Vec<Span>, answer: &mut Vec<u8>) {
+        answer.extend_from_slice(&(spans.len() as u32).to_le_bytes());
+        for span in spans {
+            let placement = span.placement();
+            answer.extend_from_slice(&placement.to_bytes());
+            self.placed.insert(placement.id(), span);
+        }
     }
 
     /// The next message, if one is there.
@@ -179,6 +219,20 @@ impl Desk {
                 next_at: 0,
             }),
             to_worker::RETIRE => Message::Retire,
+            to_worker::FREE => {
+                for place in wire::take_all_u64(&bytes)? {
+                    self.placed.remove(&place);
+                }
+                return Some(None);
+            }
+            to_worker::RETIRE_REGION => {
+                for region_at in wire::take_all_u64(&bytes)? {
+                    if let Some(results) = &self.results {
+                        results.retire_region(region_at);
+                    }
+                }
+                return Some(None);
+            }
             _ => return None,
         };
         Some(Some(message))
@@ -227,12 +281,14 @@ impl Desk {
         self.end.claim(seq, item) == Attempt::Claimed
     }
 
-    /// Begins the answer to a claimed item. `busy_ns`, with the last item of a piece: how long it took.
+    /// Begins the answer to a claimed item. `busy_ns`, with the last item of a piece: how long it took. `placed`:
+    /// the bytes begin with what [`Desk::place`] wrote.
     pub fn answer<'b>(
         &self,
         seq: u64,
         item: u32,
         flavor: u8,
+        placed: bool,
         busy_ns: Option<u64>,
         bytes: &'b mut [u8],
     ) -> Answer<'b> {
@@ -240,7 +296,10 @@ impl Desk {
             bytes.len() >= AnswerHead::BYTES,
             "the client leaves room for the head"
         );
-        let flavor = u32::from(flavor) << to_engine::FLAVOR_SHIFT;
+        let mut flavor = u32::from(flavor) << to_engine::FLAVOR_SHIFT;
+        if placed {
+            flavor |= to_engine::PLACED;
+        }
         let (tag, bytes) = match busy_ns {
             Some(busy_ns) => {
                 let head = AnswerHead { seq, item, busy_ns };
@@ -307,6 +366,25 @@ impl Desk {
     /// Waits for room in the answer ring.
     pub fn wait_for_room(&mut self) -> Waited {
         self.wait_for(Wants::ROOM)
+    }
+
+    /// Before the end of a piece: which large buffers of its arguments are still used, and which of those before are
+    /// not any more.
+    pub fn tell_loans(&mut self) -> Result<(), WorkerError> {
+        let Some(borrowed) = &self.borrowed else {
+            return Ok(());
+        };
+        let (kept, released) = borrowed.take_news();
+        for (tag, places) in [(to_engine::KEPT, kept), (to_engine::RELEASED, released)] {
+            if !places.is_empty() {
+                let bytes: Vec<u8> = places
+                    .iter()
+                    .flat_map(|place| place.to_le_bytes())
+                    .collect();
+                self.tell(tag, &bytes)?;
+            }
+        }
+        Ok(())
     }
 
     /// The items from `from` on were not touched, because the piece was taken back.

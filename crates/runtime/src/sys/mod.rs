@@ -6,6 +6,7 @@
 pub mod blas;
 pub mod clock;
 pub mod futex;
+pub mod memory;
 pub mod process;
 pub mod spawn;
 

@@ -1,0 +1,134 @@
+//! Large buffers of arguments, as a worker reads them.
+//!
+//! They are mapped privately: a task may write into its arguments, and nobody else ever sees that. But a page that was
+//! written to no longer follows the file, and the next buffer in its place would be read with the last one's
+//! contents; so when the last view of a buffer goes, its written pages are dropped. Where nothing was written nothing
+//! is: a page that is mapped costs nothing the next time. Whether something was is judged by the faults of the
+//! whole process, because it may have been written by any thread (rule 26), and then page by page.
+
+use crate::arena::{Placement, Regions};
+use crate::sys::memory::{self, Mapping, page_bytes};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a worker has borrowed of the engine's arena.
+#[derive(Debug)]
+pub struct Borrowed {
+    file: OwnedFd,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    regions: Regions,
+    views: HashMap<u64, Live>,
+    /// Released since the engine was told that they are kept.
+    released: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Live {
+    views: usize,
+    /// The engine knows that it outlasts its piece.
+    kept: bool,
+    /// The process's faults when the first view was made.
+    faults: u64,
+}
+
+impl Borrowed {
+    pub(crate) fn new(file: OwnedFd) -> Arc<Borrowed> {
+        Arc::new(Borrowed {
+            file,
+            inner: Mutex::new(Inner {
+                regions: Regions::new(),
+                views: HashMap::new(),
+                released: Vec::new(),
+            }),
+        })
+    }
+
+    /// The buffer at this place, which belongs to an item that this worker has claimed.
+    pub fn view(self: &Arc<Borrowed>, placement: Placement) -> io::Result<View> {
+        let mut inner = self.lock();
+        let map = |at, len| Mapping::private(self.file.as_fd(), at, len);
+        let mapping = inner.regions.get(&placement, map)?;
+        let live = inner.views.entry(placement.id()).or_insert_with(|| Live {
+            views: 0,
+            kept: false,
+            faults: memory::faults(),
+        });
+        live.views += 1;
+        Ok(View {
+            borrowed: self.clone(),
+            placement,
+            mapping,
+        })
+    }
+
+    /// What the engine must know before the piece ends: the buffers that are still used and it has not been told of,
+    /// and those that are not used any more.
+    pub(crate) fn take_news(&self) -> (Vec<u64>, Vec<u64>) {
+        let mut inner = self.lock();
+        let untold = inner.views.iter_mut().filter(|(_, live)| !live.kept);
+        let kept = untold
+            .map(|(&id, live)| {
+                live.kept = true;
+                id
+            })
+            .collect();
+        (kept, std::mem::take(&mut inner.released))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One large buffer of an argument.
+#[derive(Debug)]
+pub struct View {
+    borrowed: Arc<Borrowed>,
+    placement: Placement,
+    mapping: Arc<Mapping>,
+}
+
+impl View {
+    /// How large it is.
+    pub fn bytes(&self) -> usize {
+        self.placement.bytes as usize
+    }
+
+    /// Where it lies.
+    pub fn pointer(&self) -> NonNull<u8> {
+        let pointer = self
+            .mapping
+            .pointer(self.placement.at as usize, self.bytes());
+        pointer.unwrap_or_else(|| unreachable!("placements are checked when they come"))
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        let id = self.placement.id();
+        let mut inner = self.borrowed.lock();
+        let Some(live) = inner.views.get_mut(&id) else {
+            return;
+        };
+        live.views -= 1;
+        if live.views > 0 {
+            return;
+        }
+        if memory::faults() != live.faults {
+            let len = self.bytes().max(1).next_multiple_of(page_bytes());
+            let _ = self.mapping.forget_writes(self.placement.at as usize, len);
+        }
+        let kept = live.kept;
+        inner.views.remove(&id);
+        if kept {
+            inner.released.push(id);
+        }
+    }
+}

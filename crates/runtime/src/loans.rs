@@ -1,0 +1,91 @@
+//! Which large buffers of arguments a worker may be reading.
+//!
+//! A piece lends its buffers to the worker until it has ended. What the worker still uses then (a task has put an
+//! array into a global) it names before, and is kept for it until it says that it is done. When the worker is gone,
+//! so is everything that it had borrowed.
+
+use crate::arena::Span;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// What a worker says of them.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// It goes on using these, which it has from pieces that have not ended.
+    Kept(Vec<u64>),
+    /// It does not use these any more, which it had kept.
+    Released(Vec<u64>),
+    /// The piece of this number has ended, and so have all before it.
+    Ended(u64),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Loans {
+    by_piece: VecDeque<(u64, Vec<Arc<Span>>)>,
+    kept: HashMap<u64, Arc<Span>>,
+}
+
+impl Loans {
+    /// The piece of this number has been sent, with these.
+    pub(crate) fn lend<'a>(&mut self, seq: u64, spans: impl Iterator<Item = &'a Arc<Span>>) {
+        let spans: Vec<_> = spans.cloned().collect();
+        if !spans.is_empty() {
+            self.by_piece.push_back((seq, spans));
+        }
+    }
+
+    /// False if no well-behaved worker says this.
+    pub(crate) fn hear(&mut self, news: News) -> bool {
+        match news {
+            News::Kept(places) => places.into_iter().all(|place| self.keep(place)),
+            News::Released(places) => places.iter().all(|place| self.kept.remove(place).is_some()),
+            News::Ended(seq) => {
+                while self.by_piece.front().is_some_and(|(at, _)| *at <= seq) {
+                    self.by_piece.pop_front();
+                }
+                true
+            }
+        }
+    }
+
+    fn keep(&mut self, place: u64) -> bool {
+        let mut lent = self.by_piece.iter().flat_map(|(_, spans)| spans);
+        let Some(span) = lent.find(|span| span.placement().id() == place) else {
+            return false;
+        };
+        self.kept.insert(place, span.clone());
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::{Arena, create_file};
+
+    #[test]
+    fn a_piece_lends_until_it_ends_and_what_is_kept_until_it_is_released() {
+        let arena = Arena::new(create_file().unwrap(), true);
+        let spans = [(); 3].map(|()| Arc::new(arena.reserve(1).unwrap()));
+        let [first, kept, later] = spans.each_ref().map(|span| span.placement().id());
+        let page = arena.used_bytes() / 3;
+        let mut loans = Loans::default();
+        loans.lend(4, spans[..2].iter());
+        loans.lend(5, std::iter::empty());
+        loans.lend(6, spans[2..].iter());
+        drop(spans);
+        assert_eq!(arena.used_bytes(), 3 * page);
+        assert!(loans.hear(News::Kept(vec![kept])));
+        assert!(loans.hear(News::Ended(4)));
+        assert_eq!(arena.used_bytes(), 2 * page);
+        assert!(!loans.hear(News::Kept(vec![first])), "that is over");
+        assert!(
+            !loans.hear(News::Released(vec![later])),
+            "that was never kept"
+        );
+        assert!(loans.hear(News::Released(vec![kept])));
+        assert_eq!(arena.used_bytes(), page);
+        assert!(loans.hear(News::Ended(u64::MAX)));
+        assert_eq!(arena.used_bytes(), 0);
+    }
+}

@@ -1,0 +1,244 @@
+//! Stretches of memfds, mapped.
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+
+/// What maps and files are counted in.
+pub fn page_bytes() -> usize {
+    rustix::param::page_size()
+}
+
+/// A mapped stretch. Nobody here makes references into it: other processes write there, and so may Python code of
+/// any thread.
+#[derive(Debug)]
+pub struct Mapping {
+    start: NonNull<c_void>,
+    len: usize,
+}
+
+// SAFETY: it is an address range that belongs to this value alone; what lies there is only touched through raw
+// pointers, whose users answer for it.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps it so that writes are everybody's. `in_children`: also in processes that are forked from this one.
+    pub fn shared(
+        fd: BorrowedFd<'_>,
+        at: u64,
+        len: usize,
+        in_children: bool,
+    ) -> io::Result<Mapping> {
+        let mapping = Mapping::map(fd, at, len, MapFlags::SHARED)?;
+        if !in_children {
+            mapping.advise(0, len, Advice::LinuxDontFork)?;
+        }
+        // The memory of others is of no use in a core file.
+        let _ = mapping.advise(0, len, Advice::LinuxDontDump);
+        Ok(mapping)
+    }
+
+    /// Maps it so that writes stay here: what was written no longer follows the file.
+    pub fn private(fd: BorrowedFd<'_>, at: u64, len: usize) -> io::Result<Mapping> {
+        Mapping::map(fd, at, len, MapFlags::PRIVATE)
+    }
+
+    fn map(fd: BorrowedFd<'_>, at: u64, len: usize, kind: MapFlags) -> io::Result<Mapping> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping where the kernel finds room touches no memory of anybody's.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len,
+                access,
+                kind | MapFlags::NORESERVE,
+                fd,
+                at,
+            )?
+        };
+        let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Mapping { start, len })
+    }
+
+    /// Maps the same stretch of the same file in place of this mapping, at the same address, so that writes from
+    /// now on stay here. What was written before is in the file.
+    pub fn make_private(&self, fd: BorrowedFd<'_>, at: u64) -> io::Result<()> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let kind = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: it replaces a mapping that is this value's own by one of the same length and contents; whoever
+        // reads or writes there meanwhile meets the one or the other.
+        unsafe {
+            rustix::mm::mmap(self.start.as_ptr(), self.len, access, kind, fd, at)?;
+        }
+        Ok(())
+    }
+
+    /// How long it is.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where the bytes from `at` on lie, if there are as many as `len`.
+    pub fn pointer(&self, at: usize, len: usize) -> Option<NonNull<u8>> {
+        let fits = at.checked_add(len).is_some_and(|end| end <= self.len);
+        // SAFETY: within the mapping, as was just checked.
+        fits.then(|| unsafe { self.start.cast().add(at) })
+    }
+
+    fn advise(&self, at: usize, len: usize, advice: Advice) -> io::Result<()> {
+        let Some(start) = self.pointer(at, len) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        // SAFETY: none of the kinds of advice used here frees or changes what somebody may still read: see
+        // `forget_writes`.
+        unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, advice)? };
+        Ok(())
+    }
+
+    /// Of a private mapping: the pages in this stretch that were written to follow the file again. Only when nobody
+    /// reads or writes there any more. Both bounds are whole pages.
+    pub fn forget_writes(&self, at: usize, len: usize) -> io::Result<()> {
+        let Some(start) = self.pointer(at, len) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let Some(pagemap) = open_pagemap() else {
+            return self.advise(at, len, Advice::LinuxDontNeed);
+        };
+        let page_bytes = page_bytes();
+        let first_page = start.as_ptr() as usize / page_bytes;
+        let mut entries = vec![0; 8 * (len / page_bytes).min(PAGEMAP_PAGES)];
+        for chunk in (0..len).step_by(PAGEMAP_PAGES * page_bytes) {
+            let pages = (len - chunk).div_ceil(page_bytes).min(PAGEMAP_PAGES);
+            let offset = 8 * (first_page + chunk / page_bytes) as u64;
+            let read = rustix::io::pread(&pagemap, &mut entries[..8 * pages], offset);
+            if !read.is_ok_and(|read| read == 8 * pages) {
+                return self.advise(at + chunk, len - chunk, Advice::LinuxDontNeed);
+            }
+            let written: Vec<bool> = entries[..8 * pages]
+                .chunks_exact(8)
+                .map(|entry| is_written(u64::from_ne_bytes(entry.try_into().unwrap_or_default())))
+                .collect();
+            let mut page = 0;
+            for run in written.chunk_by(|a, b| a == b) {
+                if run[0] {
+                    self.advise(
+                        at + chunk + page * page_bytes,
+                        run.len() * page_bytes,
+                        Advice::LinuxDontNeed,
+                    )?;
+                }
+                page += run.len();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is this value's own, and nobody points into it any more.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr(), self.len) };
+    }
+}
+
+/// How many pages are looked at together.
+const PAGEMAP_PAGES: usize = 8192;
+
+fn open_pagemap() -> Option<std::os::fd::OwnedFd> {
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open("/proc/self/pagemap", flags, rustix::fs::Mode::empty()).ok()
+}
+
+/// Whether a page of a private mapping of a file is no longer the file's. `Documentation/admin-guide/mm/pagemap.rst`
+/// of the kernel: bit 63 present, 62 swapped, 61 a page of a file or shared.
+fn is_written(entry: u64) -> bool {
+    let bit = |at: u32| entry & (1 << at) != 0;
+    bit(62) || bit(63) && !bit(61)
+}
+
+/// How many pages this process has faulted in so far, with all its threads.
+pub fn faults() -> u64 {
+    // SAFETY: a struct of numbers may be all zeros, and the call fills it in.
+    let usage = unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
+        usage
+    };
+    (usage.ru_minflt + usage.ru_majflt) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{AsFd, OwnedFd};
+
+    fn file(pages: usize) -> OwnedFd {
+        let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&fd, (pages * page_bytes()) as u64).unwrap();
+        fd
+    }
+
+    fn read(mapping: &Mapping, at: usize) -> u8 {
+        let byte = mapping.pointer(at, 1).unwrap();
+        // SAFETY: within the mapping, and nobody writes meanwhile.
+        unsafe { byte.as_ptr().read_volatile() }
+    }
+
+    fn write(mapping: &Mapping, at: usize, value: u8) {
+        let byte = mapping.pointer(at, 1).unwrap();
+        // SAFETY: within the mapping, and nobody reads meanwhile.
+        unsafe { byte.as_ptr().write_volatile(value) }
+    }
+
+    #[test]
+    fn private_writes_stay_private_until_they_are_forgotten() {
+        let fd = file(20_000);
+        let len = 20_000 * page_bytes();
+        let ours = Mapping::shared(fd.as_fd(), 0, len, true).unwrap();
+        let theirs = Mapping::private(fd.as_fd(), 0, len).unwrap();
+        let places = [0, 5, 6, 8_191, 8_192, 19_999].map(|page| page * page_bytes() + 7);
+        for at in places {
+            write(&ours, at, 1);
+            write(&theirs, at, 2);
+            write(&ours, at, 3);
+            assert_eq!((read(&ours, at), read(&theirs, at)), (3, 2));
+        }
+        theirs.forget_writes(0, 6 * page_bytes()).unwrap();
+        let seen = places.map(|at| read(&theirs, at));
+        assert_eq!(seen, [3, 3, 2, 2, 2, 2]);
+        theirs
+            .forget_writes(6 * page_bytes(), len - 6 * page_bytes())
+            .unwrap();
+        assert_eq!(places.map(|at| read(&theirs, at)), [3; 6]);
+    }
+
+    #[test]
+    fn a_mapping_made_private_keeps_what_it_had() {
+        let fd = file(2);
+        let ours = Mapping::shared(fd.as_fd(), 0, 2 * page_bytes(), true).unwrap();
+        let other = Mapping::shared(fd.as_fd(), 0, 2 * page_bytes(), true).unwrap();
+        write(&ours, 1, 9);
+        ours.make_private(fd.as_fd(), 0).unwrap();
+        write(&ours, 2, 8);
+        assert_eq!([1, 2].map(|at| read(&ours, at)), [9, 8]);
+        assert_eq!([1, 2].map(|at| read(&other, at)), [9, 0]);
+    }
+
+    #[test]
+    fn nobody_gets_a_pointer_beyond_the_end() {
+        let fd = file(1);
+        let mapping = Mapping::private(fd.as_fd(), 0, page_bytes()).unwrap();
+        assert!(mapping.pointer(page_bytes(), 0).is_some());
+        assert!(mapping.pointer(1, page_bytes()).is_none());
+        assert!(mapping.pointer(usize::MAX, 2).is_none());
+    }
+}

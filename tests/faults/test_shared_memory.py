@@ -1,0 +1,180 @@
+"""Where large buffers travel through shared memory: nothing is left of it, and nothing grows."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rightlane as rl
+import tasks
+from buffers import MIB, Array
+from support import Start, eventually
+
+Make = Callable[..., rl.Executor]
+
+BYTES = 8 * MIB
+
+
+def arenas_mib() -> list[float]:
+    """How much memory the files of this process's shared memory hold, in MiB."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if "rightlane-arena" in os.readlink(entry):
+                found.append(entry.stat().st_blocks * 512 / MIB)
+        except FileNotFoundError:
+            pass
+    return found
+
+
+def total_mib() -> float:
+    return sum(arenas_mib())
+
+
+def array(first: int) -> Array:
+    return np.arange(first, first + BYTES // 8)
+
+
+def test_the_same_memory_serves_one_argument_after_another(make: Make) -> None:
+    """invariant 8: it is free again when its task has ended."""
+    pool = make(1, lane="process")
+    for i in range(30):
+        assert pool.submit(first, array(i)).result() == i
+    assert total_mib() <= 3 * BYTES / MIB
+
+
+def first(values: Array) -> int:
+    return int(values[0])
+
+
+def test_the_same_memory_serves_one_result_after_another(make: Make) -> None:
+    """rule 25: a result's memory is its worker's again when nobody reads it, and not before."""
+    pool = make(1, lane="process")
+    kept = [pool.submit(array, i).result() for i in range(4)]
+    for i in range(30):
+        assert pool.submit(array, i).result()[-1] == i + BYTES // 8 - 1
+    assert total_mib() <= (4 + 3) * BYTES / MIB
+    assert [int(values[0]) for values in kept] == [0, 1, 2, 3]
+
+
+def test_memory_of_results_outlives_the_pool_only_as_long_as_it_is_read(make: Make) -> None:
+    pool = make(2, lane="process")
+    kept = list(pool.map(array, range(6)))
+    pool.shutdown()
+    del kept[1:]
+    eventually(lambda: total_mib() <= BYTES / MIB + 1)
+    assert (kept[0] == array(0)).all()
+    del kept[:]
+    eventually(lambda: arenas_mib() in ([], [0.0]))
+
+
+def overwrite_in_a_thread(values: Array) -> int:
+    import threading
+
+    before = int(values[-1])
+    writer = threading.Thread(target=values.fill, args=(-1,))
+    writer.start()
+    writer.join()
+    return before
+
+
+def test_whoever_wrote_into_an_argument_the_next_one_is_right(make: Make) -> None:
+    """rule 26: the pages that a thread of the task wrote are dropped, too."""
+    pool = make(1, lane="process")
+    for i in range(6):
+        assert pool.submit(overwrite_in_a_thread, array(i)).result() == i + BYTES // 8 - 1
+        assert (pool.submit(np.copy, array(i + 1)).result() == array(i + 1)).all()
+
+
+def keep(values: Array) -> int:
+    tasks.borrowed = values  # type: ignore[attr-defined]
+    values[0] += 1
+    return int(values[0])
+
+
+def kept_first(values: Array) -> tuple[int, int]:
+    return int(tasks.borrowed[0]), int(values[0])  # type: ignore[attr-defined]
+
+
+def drop_kept() -> None:
+    del tasks.borrowed  # type: ignore[attr-defined]
+
+
+def test_what_a_task_keeps_is_lent_until_it_is_dropped(make: Make) -> None:
+    pool = make(1, lane="process")
+    for round_ in range(3):
+        assert pool.submit(keep, array(round_)).result() == round_ + 1
+        for i in range(10):
+            assert pool.submit(kept_first, array(100 + i)).result() == (round_ + 1, 100 + i)
+        pool.submit(drop_kept).result()
+    for i in range(10):
+        assert pool.submit(first, array(i)).result() == i
+    assert total_mib() <= 4 * BYTES / MIB
+
+
+@pytest.mark.stress
+def test_nothing_is_left_after_a_storm_of_kills(make: Make) -> None:
+    """invariants 1 and 3: arrays of any size, workers killed at any moment."""
+    shm = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []
+    dice = random.Random(11)
+    pool = make(3, lane="process")
+    kept: list[tuple[Array, int]] = []
+    lost = 0
+    for _ in range(12):
+        pids = set(pool.map(tasks.here, range(6)))
+        sent = [np.full(dice.choice((100, 10_000, 60_000, 400_000)), i) for i in range(20)]
+        futures = [pool.submit(tasks.echo, values) for values in sent]
+        try:
+            os.kill(dice.choice(sorted(pids)), signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        for values, future in zip(sent, futures, strict=True):
+            try:
+                back = future.result(60)
+            except rl.WorkerLost:
+                lost += 1
+                continue
+            assert (back == values).all()
+            back += 1
+            if dice.random() < 0.2:
+                kept.append((back, int(values[0]) + 1))
+        for back, value in kept:
+            assert (back == value).all()
+    assert lost <= 12, "only what a killed worker ran"
+    del back, future, futures, values, kept
+    pool.shutdown()
+    eventually(lambda: arenas_mib() in ([], [0.0]))
+    assert shm == (sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else [])
+
+
+def test_without_descriptors_to_spare(start: Start) -> None:
+    """Buffers travel with the message where no shared memory is to be had."""
+    script = start(
+        """
+        import os, resource
+        import numpy as np
+        import rightlane as rl, tasks
+
+        with rl.Executor(1, lane="process") as ex:
+            ex.submit(abs, 1).result()
+            import concurrent.futures, hashlib, json, socket
+        used = len(os.listdir("/proc/self/fd"))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for spare in range(14, 26):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, hard))
+            with rl.Executor(1, lane="process") as ex:
+                try:
+                    values = np.arange(100_000)
+                    assert (ex.submit(tasks.echo, values).result() == values).all()
+                    print("ran", flush=True)
+                except (OSError, rl.RightlaneError) as error:
+                    print("refused", flush=True)
+        """
+    )
+    assert script.succeeds().splitlines()[-1] == "ran"
