@@ -11,7 +11,7 @@ use rightlane_core::{
 };
 use rightlane_ring::{Assembler, Attempt, Consumer, Outgoing, Producer, Progress, RingView, claim};
 // What the module below refers to as `crate::…`.
-use rightlane_runtime::{definition, wire};
+use rightlane_runtime::{arena, definition, wire};
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::ops::Range;

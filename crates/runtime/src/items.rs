@@ -22,10 +22,17 @@ pub struct Block {
     ends: Vec<u32>,
     /// What the items refer to.
     needs: Vec<Arc<Definition>>,
-    /// Where large buffers of items lie, and of which item they are.
+    /// Few blocks have any.
+    placed: Option<Box<Placed>>,
+}
+
+/// Large buffers of a block's items.
+#[derive(Debug, Default)]
+struct Placed {
+    /// Where they lie, and of which item they are.
     spans: Vec<(u32, Arc<Span>)>,
-    /// How large these are.
-    placed_bytes: usize,
+    /// How large they are.
+    bytes: usize,
 }
 
 impl Block {
@@ -54,16 +61,21 @@ impl Block {
 
     /// Whether it takes one more item. What lies in shared memory counts: it is free again when the block is.
     pub fn has_room(&self) -> bool {
-        self.row.len() + self.placed_bytes < MOST_BLOCK_BYTES
+        self.row.len() + self.placed_bytes() < MOST_BLOCK_BYTES
     }
 
     /// The next item that is pushed has large buffers there.
     pub fn place(&mut self, spans: impl IntoIterator<Item = Span>) {
         let item = self.ends.len() as u32;
         for span in spans {
-            self.placed_bytes += span.bytes();
-            self.spans.push((item, Arc::new(span)));
+            let placed = self.placed.get_or_insert_default();
+            placed.bytes += span.bytes();
+            placed.spans.push((item, Arc::new(span)));
         }
+    }
+
+    fn placed_bytes(&self) -> usize {
+        self.placed.as_ref().map_or(0, |placed| placed.bytes)
     }
 
     /// How large its last item is, as it travels.
@@ -83,10 +95,13 @@ impl Block {
         for definition in other.needs.drain(..) {
             self.need(definition);
         }
-        let item = self.ends.len() as u32 - 1;
-        self.spans
-            .extend(other.spans.drain(..).map(|(_, span)| (item, span)));
-        self.placed_bytes += other.placed_bytes;
+        if let Some(other) = other.placed.take() {
+            let item = self.ends.len() as u32 - 1;
+            let placed = self.placed.get_or_insert_default();
+            let spans = other.spans.into_iter();
+            placed.spans.extend(spans.map(|(_, span)| (item, span)));
+            placed.bytes += other.bytes;
+        }
         other.clear();
     }
 
@@ -95,8 +110,7 @@ impl Block {
         self.row.clear();
         self.ends.clear();
         self.needs.clear();
-        self.spans.clear();
-        self.placed_bytes = 0;
+        self.placed = None;
     }
 
     /// Adds an item if `write` says that it wrote one; else leaves the block as it was.
@@ -145,12 +159,16 @@ impl Block {
         &self.needs
     }
 
-    fn spans(&self, items: &Range<usize>) -> &[(u32, Arc<Span>)] {
-        let before = |bound: usize| {
-            self.spans
-                .partition_point(|(item, _)| (*item as usize) < bound)
+    /// Which of the spans belong to these items.
+    fn spans_of(&self, items: Range<usize>) -> Range<u32> {
+        let Some(placed) = &self.placed else {
+            return 0..0;
         };
-        &self.spans[before(items.start)..before(items.end)]
+        let before = |bound: usize| {
+            let spans = &placed.spans;
+            spans.partition_point(|(item, _)| (*item as usize) < bound) as u32
+        };
+        before(items.start)..before(items.end)
     }
 
     fn bounds(&self, items: Range<usize>) -> Range<usize> {
@@ -172,7 +190,7 @@ impl Block {
 pub(crate) struct Slice {
     block: Arc<Block>,
     bounds: Range<usize>,
-    items: Range<usize>,
+    spans: Range<u32>,
     /// Of a block of generated items: the first item's number and the rule.
     made: Option<Box<[u8]>>,
 }
@@ -197,7 +215,11 @@ impl Slice {
 
     /// Where large buffers of its items lie.
     pub(crate) fn spans(&self) -> impl Iterator<Item = &Arc<Span>> {
-        self.block.spans(&self.items).iter().map(|(_, span)| span)
+        let placed = self.block.placed.as_ref();
+        let spans = placed.map_or(&[][..], |placed| {
+            &placed.spans[self.spans.start as usize..self.spans.end as usize]
+        });
+        spans.iter().map(|(_, span)| span)
     }
 }
 
@@ -238,7 +260,7 @@ impl Items {
             // Not while a part of it is on its way.
             let block = Arc::get_mut(&mut held.block)?;
             // One with large buffers stays alone: they are free again as soon as it has ended.
-            let placed = block.placed_bytes + item.placed_bytes > 0;
+            let placed = block.placed.is_some() || item.placed.is_some();
             let bytes = block.row.len() + item.row.len();
             let fits = block.generated.is_none() && !placed && bytes <= MOST_GROWN_BYTES;
             fits.then_some((&mut held.unended, block))
@@ -336,7 +358,7 @@ impl Items {
             } else {
                 held.block.bounds(start..end)
             },
-            items: start..end,
+            spans: held.block.spans_of(start..end),
             block: held.block.clone(),
             made,
         })
