@@ -178,3 +178,15 @@ def test_without_descriptors_to_spare(start: Start) -> None:
         """
     )
     assert script.succeeds().splitlines()[-1] == "ran"
+
+
+def test_a_bare_buffer_is_a_view_of_its_bytes(make: Make) -> None:
+    import pickle
+
+    def look(buffer: memoryview) -> tuple[str, bytes, bool]:
+        return type(buffer).__name__, bytes(buffer[3:6]), buffer.readonly
+
+    pool = make(1, lane="process")
+    for values in (bytearray(range(256)) * 1024, bytes(range(256)) * 1024):
+        seen = pool.submit(look, pickle.PickleBuffer(values)).result()
+        assert seen == ("memoryview", b"\3\4\5", isinstance(values, bytes))

@@ -11,7 +11,7 @@
 use pyo3::buffer::PyBuffer;
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple, PyType};
+use pyo3::types::{PyDict, PyMemoryView, PyString, PyTuple, PyType};
 use rightlane_runtime::borrowed::View;
 use rightlane_runtime::{Arena, Fruit, Span};
 use std::ffi::{CStr, c_char, c_int};
@@ -280,13 +280,14 @@ pub(crate) struct SharedBuffer {
 }
 
 impl SharedBuffer {
-    /// A Python object over this memory.
+    /// A `memoryview` of this memory, in bytes.
     pub(crate) fn over<'py>(
         py: Python<'py>,
         memory: impl Into<Memory>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let memory = memory.into();
-        Ok(Bound::new(py, SharedBuffer { memory })?.into_any())
+        let buffer = Bound::new(py, SharedBuffer { memory })?;
+        Ok(PyMemoryView::from(&buffer)?.into_any())
     }
 
     fn place(&self) -> (NonNull<u8>, usize) {
