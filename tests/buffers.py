@@ -5,7 +5,11 @@ For the tests: nothing here is sent to a worker.
 
 from __future__ import annotations
 
+import os
 import pickle
+import random
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +17,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+import rightlane as rl
+import tasks
 
 KIB, MIB = 1 << 10, 1 << 20
 Array = NDArray[Any]
@@ -107,3 +114,32 @@ RECIPES = st.recursive(
     ),
     max_leaves=8,
 )
+
+
+def storm(pool: rl.Executor, rounds: int, dice: random.Random) -> None:
+    """Arrays of any size there and back, 20 in a round, a worker killed at any moment, some results kept."""
+    kept: list[tuple[Array, int]] = []
+    lost = 0
+    for _ in range(rounds):
+        pids = set(pool.map(tasks.here, range(6)))
+        sent = [np.full(dice.choice((100, 10_000, 60_000, 400_000)), i) for i in range(20)]
+        futures = [pool.submit(tasks.echo, values) for values in sent]
+        time.sleep(dice.random() * 0.005)
+        try:
+            os.kill(dice.choice(sorted(pids)), signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        for values, future in zip(sent, futures, strict=True):
+            try:
+                back = future.result(60)
+            except rl.WorkerLost:
+                lost += 1
+                continue
+            assert (back == values).all()
+            back += 1
+            if dice.random() < 0.2:
+                kept.append((back, int(values[0]) + 1))
+        for back, value in kept:
+            assert (back == value).all()
+        del kept[: len(kept) - dice.randrange(50)]
+    assert lost <= rounds, "only what a killed worker ran"

@@ -290,9 +290,9 @@ class Started:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the script does not end\n{self.out}\n{self.err}") from None
 
-    def succeeds(self) -> str:
+    def succeeds(self, timeout: float = PATIENCE) -> str:
         """The script ends with code 0 and leaves nothing behind; returns what it printed."""
-        code = self.wait()
+        code = self.wait(timeout)
         assert code == 0, f"exit code {code}\n{self.out}\n{self.err}"
         self.leaves_nothing()
         return self.out

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,39 +116,47 @@ def test_what_a_task_keeps_is_lent_until_it_is_dropped(make: Make) -> None:
     assert total_mib() <= 4 * BYTES / MIB
 
 
+STORM = """
+    import gc, os, random, sys
+    from pathlib import Path
+    import rightlane as rl
+    from buffers import storm
+    from support import eventually, holdings
+
+    def nothing_is_left():
+        gc.collect()
+        return holdings() == before
+
+    def resident_mib():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+    rl.Executor, rl.Future, rl.WorkerLost
+    before, dice = holdings(), random.Random(11)
+    with rl.Executor(3, lane="process") as ex:
+        storm(ex, 12, dice)
+        assert "/dev/shm" not in Path("/proc/self/maps").read_text()
+    del ex
+    eventually(nothing_is_left, what=f"{before} again; now {holdings()}")
+    rounds = int(sys.argv[1])
+    if rounds:
+        resident = resident_mib()
+        with rl.Executor(3, lane="process") as ex:
+            storm(ex, rounds, dice)
+        del ex
+        eventually(nothing_is_left, what=f"{before} again; now {holdings()}")
+        assert resident_mib() - resident < 32, (resident, resident_mib())
+"""
+
+
 @pytest.mark.stress
-def test_nothing_is_left_after_a_storm_of_kills(make: Make) -> None:
-    """invariants 1 and 3: arrays of any size, workers killed at any moment."""
-    shm = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []
-    dice = random.Random(11)
-    pool = make(3, lane="process")
-    kept: list[tuple[Array, int]] = []
-    lost = 0
-    for _ in range(12):
-        pids = set(pool.map(tasks.here, range(6)))
-        sent = [np.full(dice.choice((100, 10_000, 60_000, 400_000)), i) for i in range(20)]
-        futures = [pool.submit(tasks.echo, values) for values in sent]
-        try:
-            os.kill(dice.choice(sorted(pids)), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        for values, future in zip(sent, futures, strict=True):
-            try:
-                back = future.result(60)
-            except rl.WorkerLost:
-                lost += 1
-                continue
-            assert (back == values).all()
-            back += 1
-            if dice.random() < 0.2:
-                kept.append((back, int(values[0]) + 1))
-        for back, value in kept:
-            assert (back == value).all()
-    assert lost <= 12, "only what a killed worker ran"
-    del back, future, futures, values, kept
-    pool.shutdown()
-    eventually(lambda: arenas_mib() in ([], [0.0]))
-    assert shm == (sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else [])
+def test_nothing_is_left_after_a_storm_of_kills(start: Start) -> None:
+    """invariants 1 and 3: also of arrays, whatever their size."""
+    start(STORM, "0").succeeds()
+
+
+@pytest.mark.soak
+def test_twenty_thousand_arrays_among_kills(start: Start) -> None:
+    start(STORM, "1000").succeeds(timeout=3000)
 
 
 def test_without_descriptors_to_spare(start: Start) -> None:
@@ -190,3 +196,36 @@ def test_a_bare_buffer_is_a_view_of_its_bytes(make: Make) -> None:
     for values in (bytearray(range(256)) * 1024, bytes(range(256)) * 1024):
         seen = pool.submit(look, pickle.PickleBuffer(values)).result()
         assert seen == ("memoryview", b"\3\4\5", isinstance(values, bytes))
+
+
+def test_without_room_for_mappings(start: Start) -> None:
+    """rule 27: where addresses are short, buffers are copied as ever."""
+    script = start(
+        """
+        import resource
+        import numpy as np
+        import rightlane as rl, tasks
+
+        def limit(mib):
+            with open("/proc/self/statm") as f:
+                used = int(f.read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + mib * 2**20, resource.RLIM_INFINITY))
+
+        values = np.arange(100_000)
+        with rl.Executor(1, lane="process") as ex:
+            ex.submit(limit, 50).result()
+            for i in range(3):
+                assert int(ex.submit(np.sum, values + i).result()) == int((values + i).sum())
+        with rl.Executor(1, lane="process") as ex:
+            ex.submit(np.copy, 1).result()
+            limit(50)
+            kept = [ex.submit(np.copy, values + i).result() for i in range(5)]
+            for i, result in enumerate(kept):
+                result += 1
+                assert (result == values + i + 1).all()
+            del kept, result
+            assert "rightlane-arena" not in open("/proc/self/maps").read()
+        print("right", flush=True)
+        """
+    )
+    assert "right" in script.succeeds()

@@ -91,6 +91,17 @@ impl Placement {
         self.region_at + self.at
     }
 
+    /// A copy of the buffer, for where its region cannot be mapped.
+    pub(crate) fn copy(&self, file: BorrowedFd<'_>) -> io::Result<Mapping> {
+        let len = usize::try_from(self.bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        Mapping::copy(file, self.id(), len)
+    }
+
+    /// Where the buffer lies in such a copy.
+    pub(crate) fn of_copy(&self) -> Placement {
+        Placement { at: 0, ..*self }
+    }
+
     fn region_len(&self) -> Option<usize> {
         usize::try_from(self.region_bytes).ok()
     }

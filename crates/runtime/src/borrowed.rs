@@ -54,7 +54,19 @@ impl Borrowed {
     pub fn view(self: &Arc<Borrowed>, placement: Placement) -> io::Result<View> {
         let mut inner = self.lock();
         let map = |at, len| Mapping::private(self.file.as_fd(), at, len);
-        let mapping = inner.regions.get(&placement, map)?;
+        let mapping = match inner.regions.get(&placement, map) {
+            Ok(mapping) => mapping,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(error),
+            // No room for a mapping, but there may be for a copy, of which the engine need not know.
+            Err(_) => {
+                return Ok(View {
+                    borrowed: self.clone(),
+                    placement: placement.of_copy(),
+                    mapping: Arc::new(placement.copy(self.file.as_fd())?),
+                    copied: true,
+                });
+            }
+        };
         let live = inner.views.entry(placement.id()).or_insert_with(|| Live {
             views: 0,
             kept: false,
@@ -65,6 +77,7 @@ impl Borrowed {
             borrowed: self.clone(),
             placement,
             mapping,
+            copied: false,
         })
     }
 
@@ -93,6 +106,7 @@ pub struct View {
     borrowed: Arc<Borrowed>,
     placement: Placement,
     mapping: Arc<Mapping>,
+    copied: bool,
 }
 
 impl View {
@@ -112,6 +126,9 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
+        if self.copied {
+            return;
+        }
         let id = self.placement.id();
         let mut inner = self.borrowed.lock();
         let Some(live) = inner.views.get_mut(&id) else {

@@ -72,13 +72,28 @@ impl Harvest {
     pub(crate) fn pick(self: &Arc<Harvest>, placement: Placement) -> io::Result<Fruit> {
         let mut inner = lock(&self.inner);
         let map = |at, len| Mapping::shared(self.file(), at, len, true);
-        let mapping = inner.regions.get(&placement, map)?;
+        let mapping = match inner.regions.get(&placement, map) {
+            Ok(mapping) => mapping,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(error),
+            Err(_) => {
+                // No room for a mapping, but there may be for a copy; then the worker has its place back.
+                let copy = placement.copy(self.file())?;
+                inner.free.push(placement.id());
+                return Ok(Fruit {
+                    harvest: self.clone(),
+                    placement: placement.of_copy(),
+                    mapping: Arc::new(copy),
+                    copied: true,
+                });
+            }
+        };
         let bytes = placement.bytes.max(1).next_multiple_of(page_bytes() as u64);
         inner.alive.entry(placement.id()).or_insert((0, bytes)).0 += 1;
         Ok(Fruit {
             harvest: self.clone(),
             placement,
             mapping,
+            copied: false,
         })
     }
 
@@ -137,6 +152,7 @@ pub struct Fruit {
     harvest: Arc<Harvest>,
     placement: Placement,
     mapping: Arc<Mapping>,
+    copied: bool,
 }
 
 impl Fruit {
@@ -156,6 +172,9 @@ impl Fruit {
 
 impl Drop for Fruit {
     fn drop(&mut self) {
+        if self.copied {
+            return;
+        }
         let mut inner = lock(&self.harvest.inner);
         let inner = &mut *inner;
         let id = self.placement.id();

@@ -11,12 +11,14 @@ pub fn page_bytes() -> usize {
     rustix::param::page_size()
 }
 
-/// A mapped stretch. Nobody here makes references into it: other processes write there, and so may Python code of
-/// any thread.
+/// A mapped stretch, or a copy of one. Nobody here makes references into it: other processes write there, and so may
+/// Python code of any thread.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<c_void>,
     len: usize,
+    /// It lies on the heap.
+    copied: bool,
 }
 
 // SAFETY: it is an address range that belongs to this value alone; what lies there is only touched through raw
@@ -61,7 +63,28 @@ impl Mapping {
             )?
         };
         let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Mapping { start, len })
+        let copied = false;
+        Ok(Mapping { start, len, copied })
+    }
+
+    /// A copy of the stretch on the heap, for where there is no room for a mapping.
+    pub fn copy(fd: BorrowedFd<'_>, at: u64, len: usize) -> io::Result<Mapping> {
+        let mut bytes: Vec<u8> = Vec::new();
+        bytes.try_reserve_exact(len.max(1))?;
+        bytes.resize(len.max(1), 0);
+        let mut done = 0;
+        while done < len {
+            match rustix::io::pread(fd, &mut bytes[done..len], at + done as u64)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => done += read,
+            }
+        }
+        let bytes = Box::leak(bytes.into_boxed_slice());
+        Ok(Mapping {
+            start: NonNull::from(&mut *bytes).cast(),
+            len,
+            copied: true,
+        })
     }
 
     /// Maps the same stretch of the same file in place of this mapping, at the same address, so that writes from
@@ -145,6 +168,15 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if self.copied {
+            let bytes = std::ptr::slice_from_raw_parts_mut(
+                self.start.as_ptr().cast::<u8>(),
+                self.len.max(1),
+            );
+            // SAFETY: it is what `copy` has leaked, of that length, and nobody points into it any more.
+            drop(unsafe { Box::from_raw(bytes) });
+            return;
+        }
         // SAFETY: the range is this value's own, and nobody points into it any more.
         let _ = unsafe { rustix::mm::munmap(self.start.as_ptr(), self.len) };
     }
@@ -231,6 +263,20 @@ mod tests {
         write(&ours, 2, 8);
         assert_eq!([1, 2].map(|at| read(&ours, at)), [9, 8]);
         assert_eq!([1, 2].map(|at| read(&other, at)), [9, 0]);
+    }
+
+    #[test]
+    fn a_copy_is_a_copy() {
+        let fd = file(3);
+        let ours = Mapping::shared(fd.as_fd(), 0, 3 * page_bytes(), true).unwrap();
+        write(&ours, page_bytes() + 1, 9);
+        let copy = Mapping::copy(fd.as_fd(), page_bytes() as u64, 5).unwrap();
+        write(&ours, page_bytes() + 1, 8);
+        assert_eq!((copy.len(), read(&copy, 1)), (5, 9));
+        let empty = Mapping::copy(fd.as_fd(), 0, 0).unwrap();
+        assert!(empty.pointer(0, 0).is_some() && empty.pointer(0, 1).is_none());
+        assert!(Mapping::copy(fd.as_fd(), 2 * page_bytes() as u64, page_bytes() + 1).is_err());
+        assert!(Mapping::copy(fd.as_fd(), 0, usize::MAX / 2).is_err());
     }
 
     #[test]
