@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -229,3 +230,63 @@ def test_without_room_for_mappings(start: Start) -> None:
         """
     )
     assert "right" in script.succeeds()
+
+
+def leave_a_child(values: Array, log: str, go_on: str) -> None:
+    if os.fork() == 0:
+        while not os.path.exists(go_on):
+            time.sleep(0.01)
+        with open(log + ".part", "w") as file:
+            file.write(str(sorted({int(value) for value in values})))
+        os.rename(log + ".part", log)
+        os._exit(0)
+
+
+def test_a_child_that_a_task_leaves_behind_keeps_its_argument(make: Make, tmp_path: Path) -> None:
+    """rule 24, in a worker: what was in the memory at the fork stays for the child, whoever uses it next."""
+    log, go_on = tmp_path / "log", tmp_path / "go on"
+    pool = make(1, lane="process")
+    pool.submit(leave_a_child, np.full(200_000, 7), str(log), str(go_on)).result()
+    for i in range(5):
+        assert pool.submit(first, np.full(200_000, 100 + i)).result() == 100 + i
+    go_on.touch()
+    eventually(log.exists)
+    assert log.read_text() == "[7]"
+
+
+def lock_all_memory(flags: int) -> bool:
+    import ctypes
+
+    return ctypes.CDLL(None).mlockall(flags) == 0
+
+
+@pytest.mark.parametrize("flags", [1, 2, 3])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_worker_with_locked_memory(make: Make, flags: int, before: bool) -> None:
+    """rule 26: its private pages cannot be dropped, so it gets copies."""
+    pool = make(1, lane="process")
+    if before:
+        assert pool.submit(first, np.full(200_000, 1)).result() == 1
+    if not pool.submit(lock_all_memory, flags).result():
+        pytest.skip("this process may not lock so much memory")
+    for i in range(2, 8):
+        assert pool.submit(first, np.full(200_000, i)).result() == i
+
+
+def test_a_result_for_which_there_is_no_memory_is_no_hang(start: Start) -> None:
+    """invariant 1: it costs the task, and the next one runs."""
+    script = start(
+        """
+        import resource
+        import numpy as np
+        import rightlane as rl, tasks
+
+        with rl.Executor(1, lane="process") as ex:
+            ex.submit(abs, 1).result()
+            with open("/proc/self/statm") as f:
+                used = int(f.read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + 30 * 2**20, resource.RLIM_INFINITY))
+            print(type(ex.submit(np.ones, 6_000_000).exception()).__name__, ex.submit(abs, -4).result())
+        """
+    )
+    assert script.succeeds().split() == ["WorkerLost", "4"]

@@ -250,6 +250,7 @@ impl<'py> Worker<'py> {
             if let Some(message) = self.desk.try_next().map_err(broken)? {
                 return Ok(message);
             }
+            self.desk.tell_loans().map_err(broken)?;
             let desk = &mut self.desk;
             if self.py.detach(|| desk.wait()) == Waited::Interrupted {
                 self.py.check_signals()?;

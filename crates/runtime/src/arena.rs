@@ -145,6 +145,8 @@ pub struct Arena {
     owner: u32,
     /// Whether forked children see it, too.
     in_children: bool,
+    /// Which part of the memory that is free its idle regions may keep.
+    idle_share: u64,
     inner: Mutex<Inner>,
 }
 
@@ -206,13 +208,23 @@ impl Region {
 }
 
 impl Arena {
-    /// An empty one in this file, which is nobody else's. `in_children`: also in processes that are forked from this
-    /// one.
-    pub fn new(file: OwnedFd, in_children: bool) -> Arc<Arena> {
+    /// An executor's, for arguments, in this file, which is nobody else's. Forked children do not see it.
+    pub fn of_arguments(file: OwnedFd) -> Arc<Arena> {
+        Arena::new(file, false, MOST_IDLE_SHARE)
+    }
+
+    /// A worker's, for results, likewise. There are as many workers as cores, as a rule.
+    pub fn of_results(file: OwnedFd) -> Arc<Arena> {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        Arena::new(file, true, MOST_IDLE_SHARE * cores)
+    }
+
+    fn new(file: OwnedFd, in_children: bool, idle_share: u64) -> Arc<Arena> {
         Arc::new(Arena {
             file,
             owner: std::process::id(),
             in_children,
+            idle_share,
             inner: Mutex::default(),
         })
     }
@@ -224,6 +236,10 @@ impl Arena {
 
     /// Room for a buffer, if there is memory for it.
     pub fn reserve(self: &Arc<Arena>, bytes: usize) -> Option<Span> {
+        // In a child that was forked in the middle of pickling the memory is another process's.
+        if std::process::id() != self.owner {
+            return None;
+        }
         let page = page_bytes();
         let len = bytes.max(1).checked_next_multiple_of(page)?;
         let mut inner = self.lock();
@@ -298,7 +314,7 @@ impl Arena {
         }
         let idle = inner.regions.iter().filter(|r| r.used_bytes == 0);
         let idle_bytes: u64 = idle.map(|region| region.touched as u64).sum();
-        if idle_bytes > (inner.available_bytes / MOST_IDLE_SHARE).max(REGION_BYTES as u64) {
+        if idle_bytes > (inner.available_bytes / self.idle_share).max(REGION_BYTES as u64) {
             self.empty(&mut inner.regions[index]);
         }
     }
@@ -405,7 +421,7 @@ impl Own {
     /// It, if memory files are to be had and the executor has not come to its end.
     pub(crate) fn get(&self) -> Option<Arc<Arena>> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let make = || create_file().ok().map(|file| Arena::new(file, false));
+        let make = || create_file().ok().map(Arena::of_arguments);
         made.get_or_insert_with(make).clone()
     }
 
@@ -469,7 +485,7 @@ mod tests {
     use super::*;
 
     fn arena() -> Arc<Arena> {
-        Arena::new(create_file().unwrap(), true)
+        Arena::of_results(create_file().unwrap())
     }
 
     fn place(span: &Span) -> (u64, u64) {

@@ -12,12 +12,17 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// What this worker has borrowed, for forks.
+static MINE: Mutex<Weak<Borrowed>> = Mutex::new(Weak::new());
 
 /// What a worker has borrowed of the engine's arena.
 #[derive(Debug)]
 pub struct Borrowed {
     file: OwnedFd,
+    /// None where it cannot be had.
+    untouched: Option<Mapping>,
     inner: Mutex<Inner>,
 }
 
@@ -27,6 +32,8 @@ struct Inner {
     views: HashMap<u64, Live>,
     /// Released since the engine was told that they are kept.
     released: Vec<u64>,
+    /// Private pages could not be dropped: from now on buffers are copied.
+    stuck: bool,
 }
 
 #[derive(Debug)]
@@ -36,25 +43,43 @@ struct Live {
     kept: bool,
     /// The process's faults when the first view was made.
     faults: u64,
+    mapping: Arc<Mapping>,
+    at: usize,
+    len: usize,
+    /// All its pages are this process's own, since a fork.
+    own: bool,
 }
 
 impl Borrowed {
     pub(crate) fn new(file: OwnedFd) -> Arc<Borrowed> {
-        Arc::new(Borrowed {
+        let borrowed = Arc::new(Borrowed {
             file,
+            untouched: Mapping::untouched().ok(),
             inner: Mutex::new(Inner {
                 regions: Regions::new(),
                 views: HashMap::new(),
                 released: Vec::new(),
+                stuck: false,
             }),
-        })
+        });
+        let mut mine = MINE.lock().unwrap_or_else(PoisonError::into_inner);
+        *mine = Arc::downgrade(&borrowed);
+        drop(mine);
+        borrowed
     }
 
     /// The buffer at this place, which belongs to an item that this worker has claimed.
     pub fn view(self: &Arc<Borrowed>, placement: Placement) -> io::Result<View> {
         let mut inner = self.lock();
         let map = |at, len| Mapping::private(self.file.as_fd(), at, len);
-        let mapping = match inner.regions.get(&placement, map) {
+        if self.untouched.as_ref().is_none_or(Mapping::is_touched) {
+            inner.stuck = true;
+        }
+        let mapped = match inner.stuck {
+            true => Err(io::ErrorKind::Unsupported.into()),
+            false => inner.regions.get(&placement, map),
+        };
+        let mapping = match mapped {
             Ok(mapping) => mapping,
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(error),
             // No room for a mapping, but there may be for a copy, of which the engine need not know.
@@ -71,6 +96,10 @@ impl Borrowed {
             views: 0,
             kept: false,
             faults: memory::faults(),
+            mapping: mapping.clone(),
+            at: placement.at as usize,
+            len: whole_pages(&placement),
+            own: false,
         });
         live.views += 1;
         Ok(View {
@@ -138,14 +167,39 @@ impl Drop for View {
         if live.views > 0 {
             return;
         }
-        if memory::faults() != live.faults {
-            let len = self.bytes().max(1).next_multiple_of(page_bytes());
-            let _ = self.mapping.forget_writes(self.placement.at as usize, len);
+        let (kept, faults_then) = (live.kept, live.faults);
+        // Some systems that are not quite Linux count none at all.
+        let faults = memory::faults();
+        let inner = &mut *inner;
+        if faults != faults_then || faults == 0 {
+            let len = whole_pages(&self.placement);
+            let forgotten = self.mapping.forget_writes(self.placement.at as usize, len);
+            inner.stuck |= forgotten.is_err();
         }
-        let kept = live.kept;
         inner.views.remove(&id);
         if kept {
             inner.released.push(id);
         }
     }
+}
+
+/// This process is about to be forked, by a task: the child may read its arguments for longer than the task runs, and
+/// their pages are used for others then. So they become this process's own, and the child inherits those.
+pub(crate) fn before_fork() {
+    let mine = MINE
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .upgrade();
+    let Some(mine) = mine else { return };
+    let mut inner = mine.lock();
+    for live in inner.views.values_mut().filter(|live| !live.own) {
+        live.mapping.make_own(live.at, live.len);
+        live.own = true;
+    }
+}
+
+fn whole_pages(placement: &Placement) -> usize {
+    (placement.bytes as usize)
+        .max(1)
+        .next_multiple_of(page_bytes())
 }

@@ -70,6 +70,14 @@ impl MemoryBudget {
             };
             let limit = read("memory.max").or_else(|| read("memory.limit_in_bytes"))?;
             let used = read("memory.current").or_else(|| read("memory.usage_in_bytes"))?;
+            // What files that were read have left behind makes room when room is needed.
+            let stat = fs::read_to_string(level.join("memory.stat")).unwrap_or_default();
+            let inactive = |name: &str| -> Option<u64> {
+                let line = stat.lines().find_map(|line| line.strip_prefix(name))?;
+                line.trim().parse().ok()
+            };
+            let cache = inactive("total_inactive_file ").or_else(|| inactive("inactive_file "));
+            let used = used.saturating_sub(cache.unwrap_or(0));
             Some((limit.saturating_sub(used), limit))
         };
         MemoryBudget {
@@ -206,13 +214,17 @@ mod tests {
             ("proc/self/cgroup", "0::/outer/inner\n"),
             ("sys/fs/cgroup/outer/memory.max", &limit),
             ("sys/fs/cgroup/outer/memory.current", &used),
+            (
+                "sys/fs/cgroup/outer/memory.stat",
+                "anon 7\ninactive_file 1073741824\n",
+            ),
             ("sys/fs/cgroup/outer/inner/memory.max", "max\n"),
             ("sys/fs/cgroup/outer/inner/memory.current", &used),
         ]);
         let budget = MemoryBudget::below(&root);
         assert_eq!(budget.machine_bytes, 8 * gib);
-        assert_eq!(budget.group, Some((gib, 4 * gib)));
-        assert_eq!(budget.available_bytes(), gib - gib / 4);
+        assert_eq!(budget.group, Some((2 * gib, 4 * gib)));
+        assert_eq!(budget.available_bytes(), 2 * gib - gib / 4);
         fs::remove_dir_all(root).unwrap();
         let root = tree(&[
             ("proc/meminfo", available),

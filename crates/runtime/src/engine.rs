@@ -6,7 +6,7 @@
 //! that one; so neither can wait for the other. What a call held is dropped after the lock is
 //! released, because dropping may run foreign code.
 
-use crate::arena::{self, Arena, Placement};
+use crate::arena::{self, Arena, Placement, Span};
 use crate::client::{AnswerBytes, Client, End, Loss, Run};
 use crate::definition::Definition;
 use crate::engine::waiting::{Care, Rest, Signals};
@@ -229,6 +229,8 @@ struct Floor<C: Client> {
     /// What to drop after the lock is released.
     garbage: Vec<Held<C>>,
     garbage_pieces: Vec<ThreadPiece<C>>,
+    garbage_spans: Vec<Arc<Span>>,
+    garbage_links: Vec<Link>,
     threads_to_wake: u32,
     /// Deadlines have come up that the hub thread does not know of.
     wake_hub: bool,
@@ -311,6 +313,8 @@ impl<C: Client> Floor<C> {
             faults: Vec::new(),
             garbage: Vec::new(),
             garbage_pieces: Vec::new(),
+            garbage_spans: Vec::new(),
+            garbage_links: Vec::new(),
             threads_to_wake: 0,
             wake_hub: false,
             hub_until: None,
@@ -928,6 +932,8 @@ impl<C: Client> Engine<C> {
         }
         let garbage = std::mem::take(&mut state.floor.garbage);
         let pieces = std::mem::take(&mut state.floor.garbage_pieces);
+        let spans = std::mem::take(&mut state.floor.garbage_spans);
+        let links = std::mem::take(&mut state.floor.garbage_links);
         let to_wake = std::mem::take(&mut state.floor.threads_to_wake);
         let messages = std::mem::take(&mut state.floor.messages);
         if std::mem::take(&mut state.floor.wake_hub)
@@ -943,6 +949,8 @@ impl<C: Client> Engine<C> {
             state.floor.ending = membership.leave(signal);
         }
         drop(state);
+        // Giving gigabytes back to the system may take a second; before anybody hears that all has ended.
+        drop(links);
         self.ring_threads(to_wake);
         if just_drained {
             self.drained_bell.fetch_add(1, Ordering::Release);
@@ -953,6 +961,7 @@ impl<C: Client> Engine<C> {
         }
         drop(garbage);
         drop(pieces);
+        drop(spans);
     }
 
     fn ring_threads(&self, count: u32) {
@@ -1141,11 +1150,13 @@ impl<C: Client> State<C> {
             }
             Action::Drop(worker) => {
                 engine.links_changed.fetch_add(1, Ordering::Release);
-                if let Some(link) = floor.links.remove(&worker)
-                    && let Some(membership) = &floor.membership
-                    && let Some(pid) = link.pid
-                {
-                    membership.forget(pid);
+                if let Some(link) = floor.links.remove(&worker) {
+                    if let Some(membership) = &floor.membership
+                        && let Some(pid) = link.pid
+                    {
+                        membership.forget(pid);
+                    }
+                    floor.garbage_links.push(link);
                 }
             }
             Action::Settle {
@@ -1222,7 +1233,8 @@ impl<C: Client> State<C> {
                 && self.settle_run(engine, worker, &mut run)
                 && self.hear(engine, worker, tag, message, harvest.as_ref(), &mut loans);
         });
-        sane = sane && loans.into_iter().all(|news| link.loans.hear(news));
+        let over = &mut self.floor.garbage_spans;
+        sane = sane && loans.into_iter().all(|news| link.loans.hear(news, over));
         sane = sane && self.settle_run(engine, worker, &mut run);
         run.clear();
         self.floor.run = run;
@@ -1274,14 +1286,15 @@ impl<C: Client> State<C> {
                     return false;
                 };
                 let seq = PieceSeq(head.seq);
-                let Ok((call, place)) = self.scheduler.answered(worker, seq, head.item) else {
-                    return false;
-                };
-                self.floor.settled = true;
+                // First of all: what cannot be read is not an answer, and its item must still come to an end.
                 let answer = AnswerBytes::new(message, AnswerHead::BYTES);
                 let Some(bytes) = with_fruits(answer, tag, harvest) else {
                     return false;
                 };
+                let Ok((call, place)) = self.scheduler.answered(worker, seq, head.item) else {
+                    return false;
+                };
+                self.floor.settled = true;
                 if let Some(held) = self.floor.calls.get_mut(&call) {
                     let flavor = (tag >> to_engine::FLAVOR_SHIFT) as u8;
                     engine
@@ -1303,13 +1316,13 @@ impl<C: Client> State<C> {
                 self.scheduler.handle(done, crate::sys::now()).is_ok()
             }
             to_engine::NEXT => {
+                let Some(bytes) = with_fruits(AnswerBytes::new(message, 0), tag, harvest) else {
+                    return false;
+                };
                 let Ok((call, places)) = self.scheduler.answered_next(worker, 1) else {
                     return false;
                 };
                 self.floor.settled = true;
-                let Some(bytes) = with_fruits(AnswerBytes::new(message, 0), tag, harvest) else {
-                    return false;
-                };
                 if let Some(held) = self.floor.calls.get_mut(&call) {
                     let flavor = (tag >> to_engine::FLAVOR_SHIFT) as u8;
                     let end = End::Answer { flavor, bytes };
@@ -1441,8 +1454,9 @@ impl<C: Client> Floor<C> {
                 Some(arena) => Some(arena::read_only(arena.file())?),
                 None => None,
             };
-            if let (Some(arguments), Some(harvest)) = (&arguments, &link.harvest) {
-                descriptors.extend([arguments.as_fd(), harvest.file()]);
+            if let Some(arguments) = &arguments {
+                descriptors.push(arguments.as_fd());
+                descriptors.extend(link.harvest.as_ref().map(|harvest| harvest.file()));
             }
             membership.fork(worker, &descriptors)?;
         }

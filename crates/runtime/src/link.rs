@@ -85,10 +85,9 @@ impl Drop for Link {
 impl Link {
     /// `with_arena`: large buffers of its results are read where it has placed them.
     pub(crate) fn create(with_arena: bool) -> io::Result<Link> {
-        let harvest = match with_arena {
-            true => Some(Harvest::new(arena::create_file()?)),
-            false => None,
-        };
+        // Without a file for them they come with the answers.
+        let file = with_arena.then(arena::create_file).and_then(Result::ok);
+        let harvest = file.map(Harvest::new);
         let (end, tasks, answers) = ParentEnd::create(RING_BYTES, RING_BYTES)?;
         Ok(Link {
             end,

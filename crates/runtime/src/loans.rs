@@ -34,14 +34,18 @@ impl Loans {
         }
     }
 
-    /// False if no well-behaved worker says this.
-    pub(crate) fn hear(&mut self, news: News) -> bool {
+    /// False if no well-behaved worker says this. What is not lent any more goes into `over`.
+    pub(crate) fn hear(&mut self, news: News, over: &mut Vec<Arc<Span>>) -> bool {
         match news {
             News::Kept(places) => places.into_iter().all(|place| self.keep(place)),
-            News::Released(places) => places.iter().all(|place| self.kept.remove(place).is_some()),
+            News::Released(places) => places.iter().all(|place| {
+                let span = self.kept.remove(place);
+                span.map(|span| over.push(span)).is_some()
+            }),
             News::Ended(seq) => {
                 while self.by_piece.front().is_some_and(|(at, _)| *at <= seq) {
-                    self.by_piece.pop_front();
+                    let ended = self.by_piece.pop_front();
+                    over.extend(ended.into_iter().flat_map(|(_, spans)| spans));
                 }
                 true
             }
@@ -65,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_piece_lends_until_it_ends_and_what_is_kept_until_it_is_released() {
-        let arena = Arena::new(create_file().unwrap(), true);
+        let arena = Arena::of_results(create_file().unwrap());
         let spans = [(); 3].map(|()| Arc::new(arena.reserve(1).unwrap()));
         let [first, kept, later] = spans.each_ref().map(|span| span.placement().id());
         let page = arena.used_bytes() / 3;
@@ -75,17 +79,20 @@ mod tests {
         loans.lend(6, spans[2..].iter());
         drop(spans);
         assert_eq!(arena.used_bytes(), 3 * page);
-        assert!(loans.hear(News::Kept(vec![kept])));
-        assert!(loans.hear(News::Ended(4)));
+        assert!(loans.hear(News::Kept(vec![kept]), &mut Vec::new()));
+        assert!(loans.hear(News::Ended(4), &mut Vec::new()));
         assert_eq!(arena.used_bytes(), 2 * page);
-        assert!(!loans.hear(News::Kept(vec![first])), "that is over");
         assert!(
-            !loans.hear(News::Released(vec![later])),
+            !loans.hear(News::Kept(vec![first]), &mut Vec::new()),
+            "that is over"
+        );
+        assert!(
+            !loans.hear(News::Released(vec![later]), &mut Vec::new()),
             "that was never kept"
         );
-        assert!(loans.hear(News::Released(vec![kept])));
+        assert!(loans.hear(News::Released(vec![kept]), &mut Vec::new()));
         assert_eq!(arena.used_bytes(), page);
-        assert!(loans.hear(News::Ended(u64::MAX)));
+        assert!(loans.hear(News::Ended(u64::MAX), &mut Vec::new()));
         assert_eq!(arena.used_bytes(), 0);
     }
 }

@@ -40,8 +40,8 @@ pub struct Seat {
 pub(crate) struct Arenas {
     /// The engine's, for arguments.
     pub(crate) arguments: OwnedFd,
-    /// The worker's own, for results.
-    pub(crate) results: OwnedFd,
+    /// The worker's own, for results, if it has one.
+    pub(crate) results: Option<OwnedFd>,
 }
 
 impl Seat {
@@ -349,10 +349,10 @@ impl Nursery {
                 return Served::On;
             }
         };
-        let arenas = match (descriptors.next(), descriptors.next()) {
-            (Some(arguments), Some(results)) => Some(Arenas { arguments, results }),
-            _ => None,
-        };
+        let arenas = descriptors.next().map(|arguments| Arenas {
+            arguments,
+            results: descriptors.next(),
+        });
         match interpreter.fork() {
             Ok(0) => {
                 let _ = rustix::process::setpgid(None, None);

@@ -125,7 +125,7 @@ impl Desk {
         let (borrowed, results) = match arenas {
             Some(arenas) => (
                 Some(Borrowed::new(arenas.arguments)),
-                Some(Arena::new(arenas.results, true)),
+                arenas.results.map(Arena::of_results),
             ),
             None => (None, None),
         };

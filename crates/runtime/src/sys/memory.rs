@@ -46,7 +46,34 @@ impl Mapping {
 
     /// Maps it so that writes stay here: what was written no longer follows the file.
     pub fn private(fd: BorrowedFd<'_>, at: u64, len: usize) -> io::Result<Mapping> {
-        Mapping::map(fd, at, len, MapFlags::PRIVATE)
+        let mapping = Mapping::map(fd, at, len, MapFlags::PRIVATE)?;
+        // After `mlockall` each new mapping is locked and has copies of all its pages, which follow nothing.
+        // SAFETY: the range is the mapping, of which nobody knows yet.
+        unsafe { rustix::mm::munlock(mapping.start.as_ptr(), len)? };
+        mapping.advise(0, len, Advice::LinuxDontNeed)?;
+        Ok(mapping)
+    }
+
+    /// A page of memory that nobody ever touches: see [`Mapping::is_touched`].
+    pub fn untouched() -> io::Result<Mapping> {
+        let len = page_bytes();
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: as in `map`.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, access, MapFlags::PRIVATE)?
+        };
+        let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
+        let copied = false;
+        Ok(Mapping { start, len, copied })
+    }
+
+    /// Of such a page: whether it is there all the same, because all memory of the process was locked. Then private
+    /// mappings have copies of all their pages, too. Where that can't be told the answer is yes.
+    pub fn is_touched(&self) -> bool {
+        let mut there = [0_u8; 1];
+        // SAFETY: the range is one page of this mapping, and the answer has one byte for it.
+        let asked = unsafe { libc::mincore(self.start.as_ptr(), self.len, there.as_mut_ptr()) };
+        asked != 0 || there[0] & 1 != 0
     }
 
     fn map(fd: BorrowedFd<'_>, at: u64, len: usize, kind: MapFlags) -> io::Result<Mapping> {
@@ -125,6 +152,29 @@ impl Mapping {
         // `forget_writes`.
         unsafe { rustix::mm::madvise(start.as_ptr().cast(), len, advice)? };
         Ok(())
+    }
+
+    /// Of a private mapping: all pages in this stretch no longer follow the file, as if they had been written to. Both
+    /// bounds are whole pages.
+    pub fn make_own(&self, at: usize, len: usize) {
+        use std::sync::atomic::{AtomicU8, Ordering};
+        if self.advise(at, len, Advice::LinuxPopulateWrite).is_ok() {
+            return;
+        }
+        // Before Linux 5.14.
+        for page in (at..at.saturating_add(len)).step_by(page_bytes()) {
+            let Some(pointer) = self.pointer(page, 1) else {
+                return;
+            };
+            // SAFETY: within the mapping. Others may write there meanwhile: nothing of that is undone.
+            let byte = unsafe { AtomicU8::from_ptr(pointer.as_ptr()) };
+            let mut value = byte.load(Ordering::Relaxed);
+            while let Err(now) =
+                byte.compare_exchange_weak(value, value, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                value = now;
+            }
+        }
     }
 
     /// Of a private mapping: the pages in this stretch that were written to follow the file again. Only when nobody
@@ -263,6 +313,14 @@ mod tests {
         write(&ours, 2, 8);
         assert_eq!([1, 2].map(|at| read(&ours, at)), [9, 8]);
         assert_eq!([1, 2].map(|at| read(&other, at)), [9, 0]);
+    }
+
+    #[test]
+    fn a_page_is_untouched_until_it_is_touched() {
+        let page = Mapping::untouched().unwrap();
+        assert!(!page.is_touched() && !page.is_touched());
+        write(&page, 5, 1);
+        assert!(page.is_touched());
     }
 
     #[test]

@@ -184,8 +184,12 @@ pub fn watch_forks() {
     extern "C" fn in_child() {
         FORKED.store(true, Ordering::Relaxed);
     }
-    // SAFETY: the handler only stores to an atomic, which is all that is allowed in a forked child.
-    unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    extern "C" fn before() {
+        crate::borrowed::before_fork();
+    }
+    // SAFETY: the handler of the child only stores to an atomic, which is all that is allowed in a forked child; the
+    // other one runs before the fork, where anything is, and does not panic.
+    unsafe { libc::pthread_atfork(Some(before), None, Some(in_child)) };
 }
 
 /// Whether this process was forked since [`watch_forks`].
