@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +19,17 @@ from support import Start, eventually
 Make = Callable[..., rl.Executor]
 
 BYTES = 8 * MIB
+
+
+@pytest.fixture(autouse=True)
+def alone() -> None:
+    """Executors of earlier tests have been killed, which nobody waited for: what they held goes first."""
+
+    def nothing_there() -> bool:
+        gc.collect()
+        return total_mib() == 0
+
+    eventually(nothing_there, what="the end of all that was there before")
 
 
 def arenas_mib() -> list[float]:
