@@ -124,7 +124,7 @@ def storm(pool: rl.Executor, rounds: int, dice: random.Random) -> None:
         pids = set(pool.map(tasks.here, range(6)))
         sent = [np.full(dice.choice((100, 10_000, 60_000, 400_000)), i) for i in range(20)]
         futures = [pool.submit(tasks.echo, values) for values in sent]
-        time.sleep(dice.random() * 0.005)
+        time.sleep(dice.random() * 0.005)  # so that the kill may fall into any moment of the round
         try:
             os.kill(dice.choice(sorted(pids)), signal.SIGKILL)
         except ProcessLookupError:

@@ -247,7 +247,7 @@ def test_without_room_for_mappings(start: Start) -> None:
 def leave_a_child(values: Array, log: str, go_on: str) -> None:
     if os.fork() == 0:
         while not os.path.exists(go_on):
-            time.sleep(0.01)
+            time.sleep(0.01)  # others are given the memory meanwhile
         with open(log + ".part", "w") as file:
             file.write(str(sorted({int(value) for value in values})))
         os.rename(log + ".part", log)

@@ -349,8 +349,7 @@ pub(crate) fn plain_pickle<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py
 
 fn unpickle<'py>(py: Python<'py>, pickle: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     static LOADS: Cached = Cached::new(c"_pickle", "loads");
-    // A view would do, but the limited API before 3.11 has none over foreign memory, and the pickler copies
-    // what it keeps: for large pickles this is one more copy, until they travel out of band.
+    // A copy, because the message is nobody's that Python could keep alive; large pickles are placed, and come as views.
     ffi::call1(LOADS.get(py)?, (PyBytes::new(py, pickle),))
 }
 

@@ -5,6 +5,8 @@
 //! asks for that lock every few milliseconds, so whatever of ours runs Python code of unknown length in a thread
 //! of the user's calls it through here: the frame below Python's stops the unwinding by sleeping for ever, which
 //! is what Python 3.14 does by itself.
+//!
+//! Also what Python's buffers and shared memory have to do with each other: copies into the arena, and views of it.
 
 #![allow(unsafe_code, reason = "see the module")]
 
