@@ -48,6 +48,10 @@ class Engine:
     def map(self, fn: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterable[Any]:
         raise NotImplementedError
 
+    def store(self, array: Any) -> tuple[Callable[[Any], Any], Any] | None:
+        """The array where every worker sees it: what to call with what, if the pool can do that."""
+        return None
+
     def close(self) -> None:
         raise NotImplementedError
 
@@ -65,6 +69,11 @@ class Rightlane(Engine):
 
     def map(self, fn: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterable[Any]:
         return self.pool.map(fn, items)
+
+    def store(self, array: Any) -> tuple[Callable[[Any], Any], Any]:
+        import rightlane as rl
+
+        return tasks.ends_of_shared, rl.share(array)
 
     def close(self) -> None:
         self.pool.shutdown()
@@ -202,6 +211,9 @@ class Ray(Engine):
 
     def map(self, fn: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterable[Any]:
         return self.run_all(fn, items)
+
+    def store(self, array: Any) -> tuple[Callable[[Any], Any], Any]:
+        return tasks.ends, self.ray.put(array)
 
     def close(self) -> None:
         self.ray.shutdown()
@@ -514,7 +526,14 @@ def array_again(engine: Engine, workers: int, mib: int, count: int) -> Values:
     mapped = list(engine.map(tasks.ends, items, workers))
     per_item_s = (time.perf_counter() - start) / count
     assert submitted == mapped == [(1.0, 1.0)] * count
-    return {"per_task_s": per_task_s, "per_item_s": per_item_s}
+    per_shared_s, stored = per_task_s, engine.store(array)
+    if stored is not None:
+        fn, handle = stored
+        start = time.perf_counter()
+        shared = engine.run_all(fn, [handle] * count)
+        per_shared_s = (time.perf_counter() - start) / count
+        assert shared == submitted
+    return {"per_task_s": per_task_s, "per_item_s": per_item_s, "per_shared_s": per_shared_s}
 
 
 def array_sizes(engine: Engine, workers: int, count: int) -> Values:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from rightlane import Shared
+
 T = TypeVar("T")
 
 
@@ -47,6 +49,11 @@ def who_with_numpy(seconds: float) -> tuple[int, int]:
 def ends(array: NDArray[np.float64]) -> tuple[float, float]:
     """As little as a task can do with an array and show that it has it."""
     return float(array[0]), float(array[-1])
+
+
+def ends_of_shared(handle: Shared[NDArray[np.float64]]) -> tuple[float, float]:
+    """The same, of a handle."""
+    return ends(handle.get())
 
 
 def total(array: NDArray[np.float64]) -> float:

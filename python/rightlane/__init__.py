@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from rightlane._executor import Executor as Executor
     from rightlane._executor import ExecutorView as ExecutorView
     from rightlane._future import Future as Future
+    from rightlane._memory import Shared as Shared
+    from rightlane._memory import asarray as asarray
+    from rightlane._memory import empty as empty
+    from rightlane._memory import share as share
     from rightlane._pool import Pool as Pool
     from rightlane._pool import ThreadPool as ThreadPool
     from rightlane._shared import map as map
@@ -46,10 +50,14 @@ __all__ = [
     "RightlaneError",
     "Row",
     "SerializationError",
+    "Shared",
     "ThreadPool",
     "WorkerLost",
     "__version__",
+    "asarray",
     "compare",
+    "empty",
+    "share",
     "submit",
 ]  # and `map`, which is left out so that `import *` does not hide the built-in one
 
@@ -67,10 +75,14 @@ _HOME = {
     "RightlaneError": "_errors",
     "Row": "_compare",
     "SerializationError": "_errors",
+    "Shared": "_memory",
     "ThreadPool": "_pool",
     "WorkerLost": "_errors",
+    "asarray": "_memory",
     "compare": "_compare",
+    "empty": "_memory",
     "map": "_shared",
+    "share": "_memory",
     "submit": "_shared",
 }
 

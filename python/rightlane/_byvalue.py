@@ -65,6 +65,7 @@ from rightlane._definitions import (
     _fill_module,
     _import,
     _load_body,
+    _load_placed,
     _made_module,
     _make_class,
     _make_function,
@@ -601,12 +602,16 @@ def _uses_real_module(fn: FunctionType) -> bool:
 
 
 class _Unit:
-    """One pickle: its bytes and the nodes it refers to by position."""
+    """One pickle: its bytes, the nodes it refers to by position, its large buffers, which lie elsewhere, and
+    other definitions that it names.
+    """
 
-    __slots__ = ("data", "nodes", "positions")
+    __slots__ = ("buffers", "data", "deps", "nodes", "positions")
 
     def __init__(self) -> None:
         self.data = b""
+        self.buffers: list[Definition] = []
+        self.deps: list[Definition] = []
         self.nodes: list[_Node] = []
         self.positions: dict[int, int] = {}
 
@@ -642,6 +647,12 @@ class _Body:
                 yield value
             elif kind == _BLOB:
                 yield from value.nodes
+
+    def deps(self) -> Iterator[Definition]:
+        units = [self.unit, *(value for _, _, kind, value in self.entries if kind == _BLOB)]
+        for unit in units:
+            yield from unit.buffers
+            yield from unit.deps
 
     def announce(self) -> None:
         """Note what this body puts under its names; a body that was overtaken gets new serials."""
@@ -884,7 +895,7 @@ def _make_pickler(base: Any, light: bool) -> Any:
             self, collector: _Collector, unit: _Unit, root: Any, final: list[Definition] | None
         ) -> None:
             self.file = io.BytesIO()
-            super().__init__(self.file, protocol=5)
+            super().__init__(self.file, protocol=5, buffer_callback=_placer(unit.buffers))
             self.collector = collector
             self.unit = unit
             self.root = root
@@ -893,7 +904,7 @@ def _make_pickler(base: Any, light: bool) -> Any:
 
         def finish(self, obj: Any) -> bytes:
             self.dump(obj)
-            return self.file.getvalue()
+            return _with_buffers(self.file.getvalue(), self.unit.buffers)
 
         def reducer_override(self, obj: Any) -> Any:
             kind = type(obj)
@@ -920,6 +931,10 @@ def _make_pickler(base: Any, light: bool) -> Any:
                     return _cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"])
             elif (reduced := _as_inherited(obj, kind)) is not None:
                 return reduced
+            elif kind.__module__ == "rightlane._memory" and (travel := obj.travel()) is not None:
+                make, arguments, deps = travel
+                (self.unit.deps if self.final is None else self.final).extend(deps)
+                return make, arguments
             elif light:
                 if kind.__module__ == "typing" and kind.__name__ in ("TypeVar", "ParamSpec", "TypeVarTuple"):
                     raise _NeedsCloudpickle
@@ -988,6 +1003,37 @@ def _make_pickler(base: Any, light: bool) -> Any:
             return self.cells.setdefault(id(cell), (cell, _Cell()))[1]
 
     return Pickler
+
+
+def _placer(placed: list[Definition]) -> Callable[[Any], bool]:
+    """A pickler's `buffer_callback` that places large buffers and notes the definitions which name them."""
+    from rightlane import _native
+
+    def place(buffer: Any) -> bool:
+        made = _native.define_buffer(buffer)
+        if made is None:
+            return True
+        placed.append(made)
+        return False
+
+    return place
+
+
+def _with_buffers(pickle: bytes, placed: list[Definition]) -> bytes:
+    return _pickle.dumps(_Placed(tuple(made.id for made in placed), pickle), 5) if placed else pickle
+
+
+class _Placed:
+    """A pickle whose large buffers lie elsewhere."""
+
+    __slots__ = ("ids", "pickle")
+
+    def __init__(self, ids: tuple[int, ...], pickle: bytes) -> None:
+        self.ids = ids
+        self.pickle = pickle
+
+    def __reduce__(self) -> Reduced:
+        return _load_placed, (self.ids, self.pickle)
 
 
 def _named_tuple(cls: type) -> bool:
@@ -1214,6 +1260,7 @@ def _settle(group: list[_Node], edges: dict[_Node, list[_Node]]) -> None:
 
     bodies = tuple(node.body.wire(address) for node in group if node.body is not None)
     deps = list({d.id: d for d, _ in foreign.values()}.values())
+    deps += {b.id: b for node in group if node.body is not None for b in node.body.deps()}.values()
     blob = _GROUP + marshal.dumps(bodies, _MARSHAL_VERSION)
     definition = _shared_definition(blob, deps, group) or _new_definition(blob, deps)
     _remember(definition, [node.ref() for node in group])
@@ -1458,7 +1505,7 @@ def _record_pickled(fn: Callable[..., Any]) -> Definition:
         data = _NAMED + marshal.dumps(name, _MARSHAL_VERSION)
     else:
         try:
-            data = _pickle.dumps(fn, 5)
+            data = _with_buffers(_pickle.dumps(fn, 5, buffer_callback=_placer(deps)), deps)
         except Exception:
             data = b"__main__"
         if not plain_pickles_suffice(data):
@@ -1758,10 +1805,12 @@ def _dumps(obj: Any) -> tuple[bytes, list[Definition]]:
     unit = collector.pickle(obj, final=deps)
     entries = collector.entries()
     data = unit.data
+    deps += unit.buffers
     if entries or collector.namespaces:
         with _definitions.lock:
             body = _Body(unit, collector.namespaces, entries, collector.imports(entries))
             body.announce()
+            deps += body.deps()
 
             def address(node: _Node) -> Address:
                 definition, index = _address(node)

@@ -1,6 +1,7 @@
 """The compiled half. Only `rightlane._native` imports it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pickle import PickleBuffer
 from threading import Condition
 from typing import Any, Protocol, final
 
@@ -19,12 +20,15 @@ __all__ = [
     "_placing",
     "after_fork_in_child",
     "after_fork_in_parent",
+    "allocate",
     "allow_blas_threads",
     "before_fork",
     "begin_exit",
     "cli_main",
     "compare",
     "cpu_budget",
+    "define_buffer",
+    "is_allocated",
     "nesting",
     "retire_completions",
     "run_completions",
@@ -34,6 +38,7 @@ __all__ = [
     "stop_completions",
     "take_door",
     "umask",
+    "view_buffer",
     "want_site",
 ]
 
@@ -181,6 +186,10 @@ def want_site() -> None: ...
 def take_door() -> int | None: ...
 def allow_blas_threads() -> None: ...
 def umask(expected: int) -> int: ...
+def allocate(bytes: int) -> memoryview | None: ...
+def is_allocated(address: int, bytes: int) -> bool: ...
+def define_buffer(buffer: PickleBuffer) -> Definition | None: ...
+def view_buffer(bytes: bytes | memoryview) -> memoryview: ...
 def cpu_budget() -> tuple[int, float | None, int]: ...
 def nesting() -> tuple[bool, int]: ...
 def serve_template(

@@ -58,7 +58,7 @@ __all__ = [
 
 _MISSING: Any = object()
 _SELF = -1  # the definition id by which a group refers to its own members
-_PLAIN, _NAMED, _GROUP, _ALIAS, _CHECKED = b"P", b"N", b"G", b"A", b"C"
+_PLAIN, _NAMED, _GROUP, _ALIAS, _CHECKED, _BUFFER = b"P", b"N", b"G", b"A", b"C", b"B"
 _REF, _MODULE, _BLOB, _GONE = range(4)
 # How the bytes of one object begin that was written without a pickler; a pickle begins with an opcode, PROTO.
 _PLAIN_FUNCTION, _PLAIN_VALUE = b"F", b"V"
@@ -260,6 +260,11 @@ class _Worker:
                     return obj
                 _check(marks, since, True)
             kind, data = blob[:1], memoryview(blob)[1:]
+            if kind == _BUFFER:
+                from rightlane import _native
+
+                # Never kept: whoever is given it may write there.
+                return _native.view_buffer(bytes(data))
             if kind == _PLAIN or kind == _NAMED:
                 # Without an address: a result names such an object as its own pickle does.
                 obj = _loads(data) if kind == _PLAIN else _named(*marshal.loads(data))
@@ -495,6 +500,13 @@ def _load_body(wire: bytes) -> Any:
             worker.loading.pop()
             if not worker.loading:
                 worker.undo.clear()
+
+
+def _load_placed(ids: tuple[int, ...], pickle: bytes) -> Any:
+    """What was pickled beside its large buffers."""
+    import _pickle
+
+    return _pickle.loads(pickle, buffers=[_worker.resolve(id, 0) for id in ids])
 
 
 def _plain_function(

@@ -5,16 +5,20 @@
 //! hold (lone surrogates) and integers beyond 64 bits are left to the pickler as well.
 
 use crate::cached::Cached;
+use crate::definition::PyDefinition;
 use crate::ffi;
+use crate::sent;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyString, PyTuple};
 use rightlane_runtime::arena::LARGE_BYTES;
 use rightlane_runtime::borrowed::Borrowed;
+use rightlane_runtime::homes::Home;
 use rightlane_runtime::{Arena, Block, Fruit, Placement, Span};
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
 
 pub(crate) const NONE: u8 = b'N';
 const TRUE: u8 = b'T';
@@ -115,24 +119,39 @@ pub(crate) fn is_pickle(tag: u8) -> bool {
 /// A pickle, and the large buffers that travel beside it.
 pub(crate) struct Pickled<'py> {
     pub(crate) pickle: Bound<'py, PyBytes>,
-    pub(crate) spans: Vec<Span>,
+    pub(crate) parts: Vec<Part>,
+}
+
+/// A large buffer in shared memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) span: Arc<Span>,
+    /// All of it or, of a home, a part.
+    pub(crate) placement: Placement,
+}
+
+impl From<Arc<Span>> for Part {
+    fn from(span: Arc<Span>) -> Part {
+        let placement = span.placement();
+        Part { span, placement }
+    }
 }
 
 impl<'py> Pickled<'py> {
     /// Without anything beside it.
     pub(crate) fn plain(pickle: Bound<'py, PyBytes>) -> Pickled<'py> {
-        let spans = Vec::new();
-        Pickled { pickle, spans }
+        let parts = Vec::new();
+        Pickled { pickle, parts }
     }
 
     /// Places the pickle itself, if it is large and there is room. Returns the tag to write: of a pickle that follows,
     /// or of one that has been placed.
-    pub(crate) fn place(&mut self, arena: Option<&Arc<Arena>>) -> u8 {
-        let bytes = self.pickle.as_bytes();
+    pub(crate) fn place(&mut self, placing: Option<&Placing>) -> u8 {
+        let (py, bytes) = (self.pickle.py(), self.pickle.as_bytes());
         if bytes.len() >= LARGE_BYTES
-            && let Some(span) = arena.and_then(|arena| ffi::place(self.pickle.py(), arena, bytes))
+            && let Some(span) = placing.and_then(|to| ffi::place(py, to.arena(), bytes))
         {
-            self.spans.insert(0, span);
+            self.parts.insert(0, Arc::new(span).into());
             return PLACED_PICKLE;
         }
         PICKLE
@@ -142,21 +161,21 @@ impl<'py> Pickled<'py> {
 /// Writes a pickled argument.
 pub(crate) fn write_argument(
     mut pickled: Pickled<'_>,
-    arena: Option<&Arc<Arena>>,
+    placing: Option<&Placing>,
     block: &mut Block,
 ) {
-    let tag = pickled.place(arena);
+    let tag = pickled.place(placing);
     let bytes = match tag {
         PICKLE => pickled.pickle.as_bytes(),
         _ => &[],
     };
     let placements: Vec<u8> = pickled
-        .spans
+        .parts
         .iter()
-        .flat_map(|span| span.placement().to_bytes())
+        .flat_map(|part| part.placement.to_bytes())
         .collect();
-    let count = pickled.spans.len() as u32;
-    block.place(pickled.spans);
+    let count = pickled.parts.len() as u32;
+    block.place(pickled.parts.into_iter().map(|part| part.span));
     block.push(|row| {
         if count > 0 {
             row.push(PLACED);
@@ -289,47 +308,138 @@ fn garbled() -> PyErr {
     PyValueError::new_err("a message between processes is garbled")
 }
 
+/// Homes of which an answer speaks.
+pub(crate) type LentHomes = Rc<RefCell<Vec<Weak<Home>>>>;
+
+/// Where large buffers are placed, and which of them need not be.
+#[derive(Clone, Debug)]
+pub(crate) enum Placing {
+    /// Results: each has its own place, because its reader may write there. Homes that were lent are noted.
+    Results(Arc<Arena>, LentHomes),
+    /// Arguments, read in this sweep of a map's input, or in none (0).
+    Arguments(Arc<Arena>, u64),
+}
+
+impl Placing {
+    /// Of arguments, if there is an arena.
+    pub(crate) fn arguments(sweep: u64) -> Option<Placing> {
+        Some(Placing::Arguments(rightlane_runtime::arena::mine()?, sweep))
+    }
+
+    pub(crate) fn arena(&self) -> &Arc<Arena> {
+        let (Placing::Results(arena, _) | Placing::Arguments(arena, _)) = self;
+        arena
+    }
+
+    /// The buffer behind a `PickleBuffer` in shared memory, if it is large and there is room.
+    fn place(&self, buffer: &Bound<'_, PyAny>) -> Option<Part> {
+        let py = buffer.py();
+        let raw = ffi::RawBuffer::of(buffer)?;
+        let (address, bytes) = (raw.address(), raw.bytes());
+        if bytes < LARGE_BYTES {
+            return None;
+        }
+        let home = Home::of(address, bytes);
+        match self {
+            Placing::Arguments(arena, sweep) => {
+                let lent = home.and_then(|home| home.lend(arena, address, bytes));
+                if let Some((span, placement)) = lent {
+                    return Some(Part { span, placement });
+                }
+                Some(sent::place(py, &raw, arena, *sweep)?.into())
+            }
+            Placing::Results(arena, lent_homes) => {
+                // Its reader frees all of it: half a home is copied.
+                if let Some(home) = home.filter(|home| home.bytes() == bytes)
+                    && let Some((span, _)) = home.lend(arena, address, bytes)
+                {
+                    lent_homes.borrow_mut().push(Arc::downgrade(&home));
+                    return Some(span.into());
+                }
+                let span = arena.reserve(bytes)?;
+                raw.copy(py, &span);
+                Some(Arc::new(span).into())
+            }
+        }
+    }
+}
+
 thread_local! {
     /// Where the pickler that runs in this thread places large buffers, and those that it has placed.
-    static PLACING: RefCell<Option<(Arc<Arena>, Vec<Span>)>> = const { RefCell::new(None) };
+    static PLACING: RefCell<Option<(Placing, Vec<Part>)>> = const { RefCell::new(None) };
 }
 
 /// The pickler's `buffer_callback`. False: the buffer has been placed beside the pickle.
 #[pyfunction]
 pub(crate) fn place_buffer(buffer: &Bound<'_, PyAny>) -> bool {
-    let arena = PLACING.with_borrow(|placing| placing.as_ref().map(|(arena, _)| arena.clone()));
-    let Some(span) = arena.and_then(|arena| ffi::place_buffer(buffer, &arena)) else {
+    let placing =
+        PLACING.with_borrow(|placing| placing.as_ref().map(|(placing, _)| placing.clone()));
+    let Some(part) = placing.and_then(|placing| placing.place(buffer)) else {
         return true;
     };
     PLACING.with_borrow_mut(|placing| match placing {
-        Some((_, spans)) => {
-            spans.push(span);
+        Some((_, parts)) => {
+            parts.push(part);
             false
         }
         None => true,
     })
 }
 
-/// CPython's own pickler, protocol 5, with large buffers placed in the arena, if there is one.
+/// Places a buffer of a function, or of what stands beside one, and returns the definition that names it; None if it is
+/// to stay in its pickle.
+#[pyfunction]
+pub(crate) fn define_buffer(buffer: &Bound<'_, PyAny>) -> Option<PyDefinition> {
+    let part = Placing::arguments(0)?.place(buffer)?;
+    Some(PyDefinition::of(sent::definition(&part)))
+}
+
+/// Memory of this size whose contents can be sent without a copy, writable; None where there is none to be had.
+#[pyfunction]
+pub(crate) fn allocate(py: Python<'_>, bytes: usize) -> PyResult<Option<Bound<'_, PyAny>>> {
+    let home = if bytes < LARGE_BYTES {
+        None
+    } else {
+        Home::make(bytes)
+    };
+    home.map(|home| ffi::SharedBuffer::over(py, home))
+        .transpose()
+}
+
+/// Whether this memory, of this address and size, was allocated so.
+#[pyfunction]
+pub(crate) fn is_allocated(address: usize, bytes: usize) -> bool {
+    Home::of(address, bytes).is_some()
+}
+
+/// In a worker: the memory that such a definition names, as this task's own.
+#[pyfunction]
+pub(crate) fn view_buffer<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    let (placement, _) = Placement::take(bytes).ok_or_else(garbled)?;
+    let borrowed = rightlane_runtime::borrowed::mine().ok_or_else(garbled)?;
+    ffi::SharedBuffer::over(py, borrowed.view(placement)?)
+}
+
+/// CPython's own pickler, protocol 5, with large buffers placed in shared memory, if there is any.
 pub(crate) fn pickle<'py>(
     value: &Bound<'py, PyAny>,
-    arena: Option<&Arc<Arena>>,
+    placing: Option<&Placing>,
 ) -> PyResult<Pickled<'py>> {
     static DUMPS: Cached = Cached::new(c"_pickle", "dumps");
-    let Some(arena) = arena else {
+    let Some(placing) = placing else {
         return plain_pickle(value).map(Pickled::plain);
     };
     static PLACING_KEYWORDS: Cached = Cached::new(c"rightlane._core", "_placing");
     let py = value.py();
     let kwargs = PLACING_KEYWORDS.get(py)?.cast::<PyDict>()?;
     // What is being pickled may pickle something itself.
-    let outer = PLACING.replace(Some((arena.clone(), Vec::new())));
+    let outer = PLACING.replace(Some((placing.clone(), Vec::new())));
     let args = (value, 5).into_pyobject(py)?;
     let pickled = ffi::call(DUMPS.get(py)?, &args, Some(kwargs));
     let placed = PLACING.replace(outer);
     Ok(Pickled {
         pickle: pickled?.cast_into::<PyBytes>()?,
-        spans: placed.map_or_else(Vec::new, |(_, spans)| spans),
+        parts: placed.map_or_else(Vec::new, |(_, parts)| parts),
     })
 }
 

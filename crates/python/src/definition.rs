@@ -15,6 +15,14 @@ pub(crate) struct PyDefinition {
 }
 
 impl PyDefinition {
+    /// Another name for this one.
+    pub(crate) fn of(inner: Arc<Definition>) -> PyDefinition {
+        PyDefinition {
+            inner,
+            name: OnceLock::new(),
+        }
+    }
+
     /// What the function behind it is called in messages.
     pub(crate) fn name(&self, function: &Bound<'_, PyAny>) -> Arc<str> {
         if let Some(name) = self.name.get() {
@@ -33,12 +41,9 @@ impl PyDefinition {
     fn new(blob: &[u8], deps: Vec<Bound<'_, PyDefinition>>) -> PyDefinition {
         let inner = Definition::reserve();
         let needs = deps.iter().map(|dep| dep.get().inner.clone()).collect();
-        let filled = inner.fill(blob, needs);
+        let filled = inner.fill(blob, needs, None);
         debug_assert!(filled, "it was reserved a moment ago");
-        PyDefinition {
-            inner,
-            name: OnceLock::new(),
-        }
+        PyDefinition::of(inner)
     }
 
     /// Ids and bytes of this one and of all that it refers to, for a worker that was not sent them.

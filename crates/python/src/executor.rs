@@ -497,7 +497,7 @@ impl Executor {
         let name = definition.get().name(function);
         // Taken out of its cell while it is filled: pickling may run code that submits.
         let mut item = SCRATCH.take();
-        let shape = write_call(args, kwargs, Some(&self.engine), &mut item);
+        let shape = write_call(args, kwargs, Some(0), &mut item);
         let submitted = shape.and_then(|shape| {
             self.refresh_world(py)?;
             let single = Single {
@@ -779,26 +779,26 @@ pub(crate) fn record<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, P
 }
 
 /// Writes a value as one item of a block; what it refers to is noted there.
-/// `engine`: the one in whose arena its large buffers may be placed.
+/// `sweep`: of a map's input, or 0; None if its large buffers are to stay in the pickle.
 pub(crate) fn write_item(
     value: &Bound<'_, PyAny>,
     name: &str,
-    engine: Option<&Engine<Client>>,
+    sweep: Option<u64>,
     block: &mut Block,
 ) -> PyResult<()> {
     if block.try_push(|row| codec::encode_scalar(value, row)) {
         return Ok(());
     }
     let py = value.py();
-    let arena = engine.and_then(Engine::arena);
-    let arena = arena.as_ref();
+    let placing = sweep.and_then(codec::Placing::arguments);
+    let placing = placing.as_ref();
     let byvalue = ffi::import(py, c"rightlane._byvalue")?;
     // A pickle that names what a worker can't import won't do.
     let suffices = |pickle: &Bound<'_, PyBytes>| {
         let asked = ffi::call_method(&byvalue, "plain_pickles_suffice", (pickle,));
         asked.and_then(|answer| answer.is_truthy())
     };
-    let plain = match codec::pickle(value, arena) {
+    let plain = match codec::pickle(value, placing) {
         Ok(pickled)
             if !codec::mentions_main(pickled.pickle.as_bytes()) && suffices(&pickled.pickle)? =>
         {
@@ -819,7 +819,7 @@ pub(crate) fn write_item(
             codec::Pickled::plain(pickle)
         }
     };
-    codec::write_argument(pickled, arena, block);
+    codec::write_argument(pickled, placing, block);
     Ok(())
 }
 
@@ -832,17 +832,17 @@ thread_local! {
 fn write_call(
     args: &Bound<'_, PyTuple>,
     kwargs: Option<&Bound<'_, PyDict>>,
-    engine: Option<&Engine<Client>>,
+    sweep: Option<u64>,
     block: &mut Block,
 ) -> PyResult<u32> {
     match kwargs {
         None => {
             // Alone, so that a path in a message begins with the argument's number.
-            write_item(args, "args", engine, block)?;
+            write_item(args, "args", sweep, block)?;
             Ok(shape::SPREAD)
         }
         Some(_) => {
-            write_item(&codec::call_payload(args, kwargs)?, "call", engine, block)?;
+            write_item(&codec::call_payload(args, kwargs)?, "call", sweep, block)?;
             Ok(shape::CALL)
         }
     }
@@ -1439,6 +1439,7 @@ pub(crate) fn after_fork_in_parent() {
 #[pyfunction]
 pub(crate) fn after_fork_in_child(py: Python<'_>) {
     let Some(guard) = FORKING.take() else { return };
+    rightlane_runtime::begin_in_child();
     let executors = lock(&EXECUTORS).clone();
     for executor in executors {
         let feeds = std::mem::take(&mut *lock(&executor.feeds));
@@ -1449,6 +1450,7 @@ pub(crate) fn after_fork_in_child(py: Python<'_>) {
         drop((feeds, threads));
         executor.engine.reset_in_child();
     }
+    crate::sent::forked_child();
     handover::forked_child();
     crate::completion::forked_child();
     rightlane_runtime::forked_child(guard);

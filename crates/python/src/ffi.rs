@@ -15,6 +15,7 @@ use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMemoryView, PyString, PyTuple, PyType};
 use rightlane_runtime::borrowed::View;
+use rightlane_runtime::homes::Home;
 use rightlane_runtime::{Arena, Fruit, Span};
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr::NonNull;
@@ -217,42 +218,96 @@ pub(crate) fn place(py: Python<'_>, arena: &Arc<Arena>, bytes: &[u8]) -> Option<
     Some(span)
 }
 
-/// Copies the memory behind a `PickleBuffer` into the arena, if it is large and there is room.
-pub(crate) fn place_buffer(buffer: &Bound<'_, PyAny>, arena: &Arc<Arena>) -> Option<Span> {
-    let py = buffer.py();
-    // One that is not contiguous cannot travel beside the pickle; the pickler says so.
-    let raw = buffer.call_method0(pyo3::intern!(py, "raw")).ok()?;
-    let memory = PyBuffer::<u8>::get(&raw).ok()?;
-    if memory.len_bytes() < rightlane_runtime::arena::LARGE_BYTES {
-        return None;
+/// The memory behind a `PickleBuffer`, if it is contiguous, kept in its place.
+pub(crate) struct RawBuffer<'py> {
+    memory: PyBuffer<u8>,
+    _object: Bound<'py, PyAny>,
+}
+
+impl<'py> RawBuffer<'py> {
+    /// One that is not contiguous cannot travel beside a pickle; the pickler says so.
+    pub(crate) fn of(buffer: &Bound<'py, PyAny>) -> Option<RawBuffer<'py>> {
+        let raw = buffer
+            .call_method0(pyo3::intern!(buffer.py(), "raw"))
+            .ok()?;
+        let memory = PyBuffer::<u8>::get(&raw).ok()?;
+        Some(RawBuffer {
+            memory,
+            _object: raw,
+        })
     }
-    let span = arena.reserve(memory.len_bytes())?;
-    // SAFETY: the buffer is contiguous and kept during the copy. Other threads of the user's may write to it
-    // meanwhile, as they may whenever an array is copied: the copy has the old or the new bytes then.
-    unsafe { copy(py, memory.buf_ptr().cast(), &span) };
-    Some(span)
+
+    pub(crate) fn address(&self) -> usize {
+        self.memory.buf_ptr() as usize
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.memory.len_bytes()
+    }
+
+    /// Copies it into a span of its length. Other threads of the user's may write to the buffer meanwhile, as they
+    /// may whenever an array is copied: the copy has the old or the new bytes then.
+    pub(crate) fn copy(&self, py: Python<'_>, span: &Span) {
+        debug_assert_eq!(self.bytes(), span.bytes());
+        // SAFETY: the buffer is contiguous, kept while this is borrowed, and as long as the span.
+        unsafe { copy(py, self.memory.buf_ptr().cast(), span) };
+    }
+
+    /// Whether its bytes are those of the span.
+    pub(crate) fn equals(&self, py: Python<'_>, span: &Span) -> bool {
+        if self.bytes() != span.bytes() {
+            return false;
+        }
+        let addresses = Addresses {
+            from: self.memory.buf_ptr().cast(),
+            to: span.pointer().as_ptr(),
+            bytes: span.bytes(),
+        };
+        let go = move || {
+            let Addresses { from, to, bytes } = { addresses };
+            // SAFETY: both are as long, and kept until this returns. The C function may meet bytes that another
+            // thread is writing: then the answer is that of before or after.
+            unsafe { libc::memcmp(from.cast(), to.cast(), bytes) == 0 }
+        };
+        without_lock(py, span.bytes(), go)
+    }
+}
+
+struct Addresses {
+    from: *const u8,
+    to: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: they are only used by whoever made them, who waits meanwhile.
+unsafe impl Send for Addresses {}
+
+/// Does something with so many bytes, without the interpreter's lock where that takes long.
+fn without_lock<T: Send>(py: Python<'_>, bytes: usize, go: impl FnOnce() -> T + Send) -> T {
+    if bytes < LONG_COPY_BYTES {
+        return go();
+    }
+    let stay = Stay;
+    let done = py.detach(go);
+    std::mem::forget(stay);
+    done
 }
 
 /// # Safety
 /// From `source` on there are as many bytes as the span has, until this returns.
 unsafe fn copy(py: Python<'_>, source: *const u8, span: &Span) {
-    struct Addresses(*const u8, *mut u8, usize);
-    // SAFETY: they are only used for the copy below.
-    unsafe impl Send for Addresses {}
-    let addresses = Addresses(source, span.pointer().as_ptr(), span.bytes());
+    let addresses = Addresses {
+        from: source,
+        to: span.pointer().as_ptr(),
+        bytes: span.bytes(),
+    };
     let go = move || {
-        let Addresses(from, to, bytes) = { addresses };
+        let Addresses { from, to, bytes } = { addresses };
         // SAFETY: the caller vouches for the source; the span is ours alone and as long; shared memory that was just
         // given out is nobody's source.
         unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
     };
-    if span.bytes() >= LONG_COPY_BYTES {
-        let stay = Stay;
-        py.detach(go);
-        std::mem::forget(stay);
-    } else {
-        go();
-    }
+    without_lock(py, span.bytes(), go);
 }
 
 /// Shared memory, kept as long as somebody reads it.
@@ -260,6 +315,13 @@ unsafe fn copy(py: Python<'_>, source: *const u8, span: &Span) {
 pub(crate) enum Memory {
     Argument(View),
     Result(Arc<Fruit>),
+    Home(Arc<Home>),
+}
+
+impl From<Arc<Home>> for Memory {
+    fn from(home: Arc<Home>) -> Memory {
+        Memory::Home(home)
+    }
 }
 
 impl From<View> for Memory {
@@ -296,6 +358,7 @@ impl SharedBuffer {
         match &self.memory {
             Memory::Argument(view) => (view.pointer(), view.bytes()),
             Memory::Result(fruit) => (fruit.pointer(), fruit.bytes()),
+            Memory::Home(home) => (home.pointer(), home.bytes()),
         }
     }
 }

@@ -27,6 +27,7 @@ mod known;
 mod map;
 mod pool;
 mod raw;
+mod sent;
 mod worker;
 
 use pyo3::prelude::*;
@@ -93,6 +94,7 @@ mod _core {
     use super::{
         allow_blas_threads,
         cli::{cli_main, compare},
+        codec::{allocate, define_buffer, is_allocated, view_buffer},
         completion::{run_completions, stop_completions},
         cpu_budget,
         definition::PyDefinition,

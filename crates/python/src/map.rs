@@ -18,6 +18,7 @@ use crate::ffi;
 use crate::future::{Slot, deadline_after, function_name};
 use crate::kept::{Entry, Kept, Part};
 use crate::raw::{Raw, cancelled_error};
+use crate::sent::Sweep;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyStopIteration, PyTimeoutError};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -429,6 +430,8 @@ pub(crate) struct Source {
     unadded: u64,
     /// How much was serialised.
     pub(crate) bytes: u64,
+    /// While it is read.
+    sweep: Option<Sweep>,
 }
 
 impl Source {
@@ -491,6 +494,7 @@ impl Source {
             block_items: FIRST_BLOCK_ITEMS,
             unadded,
             bytes: 0,
+            sweep: None,
         })
     }
 
@@ -508,6 +512,10 @@ impl Source {
     fn push_one(&mut self, feed: &Feed, item: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = item.py();
         let state = &feed.state;
+        let sweep = self
+            .sweep
+            .as_mut()
+            .map_or(0, |sweep| sweep.number_for(item));
         match &mut self.way {
             Way::Inline => {
                 let outcome = call_item(self.function.bind(py), item, self.spread);
@@ -533,7 +541,7 @@ impl Source {
             }
             Way::Remote {
                 block, fall_back, ..
-            } => match write_item(item, "item", Some(&feed.executor.engine), block) {
+            } => match write_item(item, "item", Some(sweep), block) {
                 Ok(()) => {
                     self.unadded += 1;
                     self.bytes += block.last_bytes() as u64;
@@ -751,6 +759,7 @@ impl Feed {
             return Ok(());
         };
         let iterator = source.iterator.clone_ref(py).into_bound(py);
+        source.sweep = Sweep::of(&iterator);
         let outcome = (|| {
             for _ in 0..most {
                 match ffi::next(&iterator) {
@@ -768,6 +777,7 @@ impl Feed {
             }
             Ok(None)
         })();
+        source.sweep = None;
         // Hand over what is read, unless the engine has plenty to do still: then in larger blocks.
         let unflushed = source.has_unflushed();
         let at_end = !matches!(outcome, Ok(None));

@@ -170,6 +170,7 @@ pub(crate) fn serve_worker(
         serving: false,
         answer: Vec::new(),
         placed: false,
+        homes: codec::LentHomes::default(),
     }
     .run()
 }
@@ -211,6 +212,8 @@ struct Worker<'py> {
     answer: Vec<u8>,
     /// Large buffers of it lie in shared memory.
     placed: bool,
+    /// Homes among them.
+    homes: codec::LentHomes,
 }
 
 impl<'py> Worker<'py> {
@@ -355,6 +358,12 @@ impl<'py> Worker<'py> {
     }
 
     fn publish(&mut self, seq: u64, item: u32, flavor: u8, busy_ns: Option<u64>) -> PyResult<()> {
+        // Who reads the answer may write there.
+        for home in self.homes.take() {
+            if let Some(home) = home.upgrade() {
+                home.part_with();
+            }
+        }
         let mut bytes = std::mem::take(&mut self.answer);
         {
             let placed = std::mem::take(&mut self.placed);
@@ -473,17 +482,20 @@ impl<'py> Worker<'py> {
         if codec::encode_scalar(value, &mut self.answer) {
             return Ok(());
         }
-        let arena = self.desk.results().cloned();
-        let mut pickled = match codec::pickle(value, arena.as_ref()) {
+        let homes = &self.homes;
+        let placing = self.desk.results().cloned();
+        let placing = placing.map(|arena| codec::Placing::Results(arena, homes.clone()));
+        let mut pickled = match codec::pickle(value, placing.as_ref()) {
             Ok(pickled) if !codec::mentions_main(pickled.pickle.as_bytes()) => pickled,
             _ => {
                 let pickle = self.hooks.dumps.call1((value,))?;
                 codec::Pickled::plain(pickle.cast_into::<PyBytes>()?)
             }
         };
-        let tag = pickled.place(arena.as_ref());
-        let codec::Pickled { pickle, spans } = pickled;
-        if !spans.is_empty() {
+        let tag = pickled.place(placing.as_ref());
+        let codec::Pickled { pickle, parts } = pickled;
+        if !parts.is_empty() {
+            let spans = parts.into_iter().map(|part| part.span);
             self.desk.place(spans, &mut self.answer);
             self.placed = true;
         }

@@ -2,13 +2,16 @@
 //!
 //! An [`Arena`] is one memfd of its writer's, so large that nothing ever has to be added to it, and empty: pages are
 //! there once they are written. It has no name, so nothing can be left behind, and nobody but the writer allocates
-//! in it: where everything lies is known on the writer's heap alone, where no other process can spoil it. Each
-//! executor has one for its arguments, and each worker one for its results.
+//! in it: where everything lies is known on the writer's heap alone, where no other process can spoil it. A process
+//! has one for the arguments of all its executors, and each worker one for its results.
 //!
 //! The file is cut into *regions*, each mapped once and for good; a *span* is a part of a region, in whole pages,
 //! that holds one buffer. Freed spans are given out again first, because their pages are there: the first touch of
 //! a page costs ten times as much as a copy of it. A region of which nothing is in use gives its pages back to the
-//! system where more are kept than [`MOST_IDLE_SHARE`] allows.
+//! system where more are kept than [`MOST_IDLE_SHARE`] allows. The last executor takes all that is not in use along.
+//!
+//! *Kept* spans hold what Python objects of the user's process look into. They lie in regions of their own, which
+//! forked children see as well: in one that had any at a fork nothing is placed any more, so what lies there stays.
 //!
 //! What is asked for beyond the pages that are there is checked against what the machine and every control group
 //! can still give: a page that cannot be had kills instead of failing (rule 27). The answer is then "no", and the
@@ -21,7 +24,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Buffers below this travel with the message: at this size both ways cost the same (`docs/design/arena.md`).
 pub const LARGE_BYTES: usize = 64 * 1024;
@@ -81,14 +85,27 @@ impl Placement {
         let fits = region_at.checked_add(region_bytes)? <= FILE_BYTES
             && at.checked_add(bytes)? <= region_bytes
             && region_at % page == 0
-            && region_bytes % page == 0
-            && at % page == 0;
+            && region_bytes % page == 0;
         fits.then_some((placement, rest))
     }
 
-    /// What tells it from every other one that is in use at the same time.
+    /// Where it begins in the file. Of a whole span that tells it from every other one in use at the same time.
     pub fn id(&self) -> u64 {
         self.region_at + self.at
+    }
+
+    /// Whether it begins with a page, as whole spans do.
+    pub(crate) fn is_aligned(&self) -> bool {
+        self.at.is_multiple_of(page_bytes() as u64)
+    }
+
+    /// The pages that it touches, as a stretch of its region.
+    pub(crate) fn pages(&self) -> std::ops::Range<usize> {
+        let page = page_bytes();
+        let start = self.at as usize / page * page;
+        // An empty one has a page of its own.
+        let end = (self.at + self.bytes.max(1)) as usize;
+        start..end.next_multiple_of(page)
     }
 
     /// A copy of the buffer, for where its region cannot be mapped.
@@ -143,8 +160,8 @@ pub struct Arena {
     file: OwnedFd,
     /// Who made it: in a forked child it is not to be touched.
     owner: u32,
-    /// Whether forked children see it, too.
-    in_children: bool,
+    /// It is a worker's, for results. Forked children see it, too.
+    of_results: bool,
     /// Which part of the memory that is free its idle regions may keep.
     idle_share: u64,
     inner: Mutex<Inner>,
@@ -172,6 +189,10 @@ struct Region {
     touched: usize,
     /// Nothing is given out of it any more.
     retired: bool,
+    /// It holds what Python objects look into, and forked children see it.
+    kept: bool,
+    /// A child may be reading what lies there: its pages stay.
+    inherited: bool,
 }
 
 impl Region {
@@ -208,7 +229,7 @@ impl Region {
 }
 
 impl Arena {
-    /// An executor's, for arguments, in this file, which is nobody else's. Forked children do not see it.
+    /// For arguments, in this file, which is nobody else's.
     pub fn of_arguments(file: OwnedFd) -> Arc<Arena> {
         Arena::new(file, false, MOST_IDLE_SHARE)
     }
@@ -219,11 +240,11 @@ impl Arena {
         Arena::new(file, true, MOST_IDLE_SHARE * cores)
     }
 
-    fn new(file: OwnedFd, in_children: bool, idle_share: u64) -> Arc<Arena> {
+    fn new(file: OwnedFd, of_results: bool, idle_share: u64) -> Arc<Arena> {
         Arc::new(Arena {
             file,
             owner: std::process::id(),
-            in_children,
+            of_results,
             idle_share,
             inner: Mutex::default(),
         })
@@ -236,6 +257,15 @@ impl Arena {
 
     /// Room for a buffer, if there is memory for it.
     pub fn reserve(self: &Arc<Arena>, bytes: usize) -> Option<Span> {
+        self.reserve_in(bytes, false)
+    }
+
+    /// The same, for what Python objects of this process look into.
+    pub fn reserve_kept(self: &Arc<Arena>, bytes: usize) -> Option<Span> {
+        self.reserve_in(bytes, true)
+    }
+
+    fn reserve_in(self: &Arc<Arena>, bytes: usize, kept: bool) -> Option<Span> {
         // In a child that was forked in the middle of pickling the memory is another process's.
         if std::process::id() != self.owner {
             return None;
@@ -245,12 +275,12 @@ impl Arena {
         let mut inner = self.lock();
         let fitting = inner.regions.iter().enumerate();
         let best = fitting
-            .filter(|(_, region)| !region.retired)
+            .filter(|(_, region)| !region.retired && region.kept == kept)
             .filter_map(|(index, region)| Some((region.best(len)?, index)))
             .min_by_key(|&((at, free), index)| (free, index, at));
         let (index, at, free) = match best {
             Some(((at, free), index)) => (index, at, free),
-            None => (self.add_region(&mut inner, len)?, 0, 0),
+            None => (self.add_region(&mut inner, len, kept)?, 0, 0),
         };
         let touched = inner.regions[index].touched;
         let new_bytes = (at + len).saturating_sub(touched.max(at)) as u64;
@@ -277,7 +307,7 @@ impl Arena {
         })
     }
 
-    fn add_region(&self, inner: &mut Inner, len: usize) -> Option<usize> {
+    fn add_region(&self, inner: &mut Inner, len: usize, kept: bool) -> Option<usize> {
         let len = len
             .max(REGION_BYTES)
             .checked_next_multiple_of(page_bytes())?;
@@ -285,7 +315,8 @@ impl Arena {
         if at.checked_add(len as u64)? > FILE_BYTES {
             return None;
         }
-        let mapping = Mapping::shared(self.file(), at, len, self.in_children).ok()?;
+        let in_children = kept || self.of_results;
+        let mapping = Mapping::shared(self.file(), at, len, in_children).ok()?;
         inner.next_at += len as u64;
         inner.regions.push(Region {
             at,
@@ -294,6 +325,8 @@ impl Arena {
             used_bytes: 0,
             touched: 0,
             retired: false,
+            kept,
+            inherited: false,
         });
         Some(inner.regions.len() - 1)
     }
@@ -322,8 +355,27 @@ impl Arena {
     /// Gives the pages of a region of which nothing is in use back to the system.
     fn empty(&self, region: &mut Region) {
         let touched = region.touched as u64;
-        if touched > 0 && empty(self.file(), region.at, touched).is_ok() {
+        if touched > 0 && !region.inherited && empty(self.file(), region.at, touched).is_ok() {
             region.touched = 0;
+        }
+    }
+
+    /// Gives the pages of all regions of which nothing is in use back to the system.
+    fn empty_idle(&self) {
+        let mut inner = self.lock();
+        for region in inner.regions.iter_mut().filter(|r| r.used_bytes == 0) {
+            self.empty(region);
+        }
+    }
+
+    /// This process is about to be forked: what is kept stays for both, and nothing is placed beside it.
+    fn part(&self) {
+        let mut inner = self.lock();
+        for region in inner.regions.iter_mut() {
+            if region.kept && region.used_bytes > 0 {
+                region.retired = true;
+                region.inherited = true;
+            }
         }
     }
 
@@ -341,16 +393,16 @@ impl Arena {
         self.lock().regions.iter().map(|r| r.used_bytes).sum()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
     }
 }
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        if !self.in_children && std::process::id() != self.owner {
+        if !self.of_results && std::process::id() != self.owner {
             // Not mapped here: something else may lie at these addresses.
-            for region in self.lock().regions.drain(..) {
+            for region in self.lock().regions.drain(..).filter(|r| !r.kept) {
                 std::mem::forget(region.mapping);
             }
         }
@@ -395,6 +447,61 @@ impl Span {
         self.placement.bytes as usize
     }
 
+    /// From now on this process sees private pages there: what it writes stays here, what was written before is in the
+    /// file.
+    pub(crate) fn make_private(&self) -> io::Result<()> {
+        let (file, region_at, at) = self.whereabouts();
+        self.mapping.make_private(file, region_at, at, self.len)
+    }
+
+    /// The reverse; what was written in private is gone.
+    pub(crate) fn make_shared(&self) -> io::Result<()> {
+        let (file, region_at, at) = self.whereabouts();
+        self.mapping.make_shared(file, region_at, at, self.len)
+    }
+
+    fn whereabouts(&self) -> (BorrowedFd<'_>, u64, usize) {
+        let Placement { region_at, at, .. } = self.placement;
+        (self.arena.file(), region_at, at as usize)
+    }
+
+    /// Of private pages: each becomes this process's own.
+    pub(crate) fn make_own(&self) {
+        self.mapping.make_own(self.placement.at as usize, self.len);
+    }
+
+    /// Of private pages: whether this process has written to one of those in which these bytes lie.
+    pub(crate) fn is_written(&self, at: usize, bytes: usize) -> bool {
+        let page = page_bytes();
+        let start = at / page * page;
+        let len = (at + bytes.max(1)).next_multiple_of(page) - start;
+        let in_region = self.placement.at as usize + start;
+        self.mapping.is_written(in_region, len)
+    }
+
+    /// Whether it lies in this arena, and not in one that was given up.
+    pub fn is_of(&self, arena: &Arc<Arena>) -> bool {
+        Arc::ptr_eq(&self.arena, arena)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+
+    #[cfg(test)]
+    pub(crate) fn write_byte(&self, at: usize, value: u8) {
+        self.mapping
+            .write_byte(self.placement.at as usize + at, value);
+    }
+
+    /// Whether this place of the file lies in it.
+    pub(crate) fn contains(&self, place: u64) -> bool {
+        let start = self.placement.id();
+        // An empty one has its place, too.
+        start <= place && place < start + self.placement.bytes.max(1)
+    }
+
     /// Where to write it.
     pub fn pointer(&self) -> NonNull<u8> {
         let pointer = self
@@ -407,40 +514,77 @@ impl Span {
 impl Drop for Span {
     fn drop(&mut self) {
         self.arena.give_back(&self.placement, self.len);
+        if !self.arena.of_results && STAYING.load(Ordering::SeqCst) == 0 {
+            close_unused();
+        }
     }
 }
 
-/// An executor's arena for arguments, made when it is first asked for.
-#[derive(Debug, Default)]
-pub(crate) struct Own {
-    /// None: not made yet. None in it: there is none to be had.
-    made: Mutex<Option<Option<Arc<Arena>>>>,
+/// The arena for arguments of this process. None: not made yet. None in it: there is none to be had.
+static MINE: Mutex<Option<Option<Arc<Arena>>>> = Mutex::new(None);
+
+/// How many executors may use it.
+static STAYING: AtomicUsize = AtomicUsize::new(0);
+
+/// The arena for arguments of this process, if memory files are to be had.
+pub fn mine() -> Option<Arc<Arena>> {
+    let make = || create_file().ok().map(Arena::of_arguments);
+    lock(&MINE).get_or_insert_with(make).clone()
 }
 
-impl Own {
-    /// It, if memory files are to be had and the executor has not come to its end.
-    pub(crate) fn get(&self) -> Option<Arc<Arena>> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let make = || create_file().ok().map(Arena::of_arguments);
-        made.get_or_insert_with(make).clone()
-    }
+/// While an executor has one, memory of its arguments is kept for the next ones.
+#[derive(Debug)]
+pub(crate) struct Stay(u32);
 
-    /// The executor has come to its end.
-    pub(crate) fn close(&self) {
-        self.replace(Some(None));
+impl Stay {
+    pub(crate) fn new() -> Stay {
+        STAYING.fetch_add(1, Ordering::SeqCst);
+        Stay(std::process::id())
     }
+}
 
-    /// In a forked child, where it is not mapped: there will be another one.
-    pub(crate) fn renew(&self) {
-        self.replace(None);
+impl Drop for Stay {
+    fn drop(&mut self) {
+        // In a forked child they are counted anew.
+        if self.0 == std::process::id() && STAYING.fetch_sub(1, Ordering::SeqCst) == 1 {
+            close_unused();
+        }
     }
+}
 
-    fn replace(&self, by: Option<Option<Arc<Arena>>>) {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = std::mem::replace(&mut *made, by);
-        drop(made);
-        drop(old);
+/// No executor may use the arena any more: gives back what of it is not in use, the arena itself if nothing is.
+fn close_unused() {
+    let mut mine = lock(&MINE);
+    let unused = match &*mine {
+        _ if STAYING.load(Ordering::SeqCst) > 0 => None,
+        Some(Some(arena)) if arena.used_bytes() == 0 => mine.take(),
+        Some(Some(arena)) => {
+            arena.empty_idle();
+            None
+        }
+        _ => None,
+    };
+    drop(mine);
+    drop(unused);
+}
+
+/// This process is about to be forked.
+pub(crate) fn before_fork() {
+    let made = lock(&MINE).clone();
+    if let Some(arena) = made.flatten() {
+        arena.part();
     }
+}
+
+/// In a forked child, to which the arena of its parent is not mapped: there will be another one.
+pub(crate) fn forked_child() {
+    STAYING.store(0, Ordering::SeqCst);
+    let old = lock(&MINE).take();
+    drop(old);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Regions of another process's arena, mapped as they are needed.
@@ -611,7 +755,6 @@ mod tests {
                 at: placement.region_bytes,
                 ..placement
             },
-            Placement { at: 1, ..placement },
             Placement {
                 bytes: u64::MAX,
                 ..placement

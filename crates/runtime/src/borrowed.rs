@@ -5,16 +5,20 @@
 //! contents; so when the last view of a buffer goes, its written pages are dropped. Where nothing was written nothing
 //! is: a page that is mapped costs nothing the next time. Whether something was is judged by the faults of the
 //! whole process, because it may have been written by any thread (rule 26), and then page by page.
+//!
+//! A buffer may be an argument of several tasks. One of them may have kept what it got, and written into it: then
+//! the next one gets a mapping of its own, of just those pages.
 
 use crate::arena::{Placement, Regions};
-use crate::sys::memory::{self, Mapping, page_bytes};
-use std::collections::HashMap;
+use crate::sys::memory::{self, Mapping};
+use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// What this worker has borrowed, for forks.
+/// What this worker has borrowed.
 static MINE: Mutex<Weak<Borrowed>> = Mutex::new(Weak::new());
 
 /// What a worker has borrowed of the engine's arena.
@@ -29,7 +33,11 @@ pub struct Borrowed {
 #[derive(Debug)]
 struct Inner {
     regions: Regions,
+    /// By number.
     views: HashMap<u64, Live>,
+    next_number: u64,
+    /// Which pages of the regions these are in, from where to where in the file.
+    seen: BTreeMap<u64, u64>,
     /// Released since the engine was told that they are kept.
     released: Vec<u64>,
     /// Private pages could not be dropped: from now on buffers are copied.
@@ -38,14 +46,17 @@ struct Inner {
 
 #[derive(Debug)]
 struct Live {
-    views: usize,
+    /// Where it begins in the file.
+    place: u64,
     /// The engine knows that it outlasts its piece.
     kept: bool,
-    /// The process's faults when the first view was made.
+    /// The process's faults when it was made.
     faults: u64,
     mapping: Arc<Mapping>,
-    at: usize,
-    len: usize,
+    /// The pages of the mapping that are its own.
+    pages: Range<usize>,
+    /// Where its pages begin in the file, if the mapping is of its region; else it is of these pages alone.
+    in_region: Option<u64>,
     /// All its pages are this process's own, since a fork.
     own: bool,
 }
@@ -58,6 +69,8 @@ impl Borrowed {
             inner: Mutex::new(Inner {
                 regions: Regions::new(),
                 views: HashMap::new(),
+                next_number: 0,
+                seen: BTreeMap::new(),
                 released: Vec::new(),
                 stuck: false,
             }),
@@ -75,9 +88,14 @@ impl Borrowed {
         if self.untouched.as_ref().is_none_or(Mapping::is_touched) {
             inner.stuck = true;
         }
-        let mapped = match inner.stuck {
-            true => Err(io::ErrorKind::Unsupported.into()),
-            false => inner.regions.get(&placement, map),
+        let pages = placement.pages();
+        let in_file = placement.region_at + pages.start as u64;
+        let in_file = in_file..in_file + pages.len() as u64;
+        let in_region = !inner.is_seen(&in_file);
+        let mapped = match (inner.stuck, in_region) {
+            (true, _) => Err(io::ErrorKind::Unsupported.into()),
+            (false, true) => inner.regions.get(&placement, map),
+            (false, false) => map(in_file.start, pages.len()).map(Arc::new),
         };
         let mapping = match mapped {
             Ok(mapping) => mapping,
@@ -86,27 +104,36 @@ impl Borrowed {
             Err(_) => {
                 return Ok(View {
                     borrowed: self.clone(),
-                    placement: placement.of_copy(),
+                    number: None,
                     mapping: Arc::new(placement.copy(self.file.as_fd())?),
-                    copied: true,
+                    at: 0,
+                    bytes: placement.bytes as usize,
                 });
             }
         };
-        let live = inner.views.entry(placement.id()).or_insert_with(|| Live {
-            views: 0,
+        // Where its pages begin in the mapping.
+        let start = if in_region { pages.start } else { 0 };
+        if in_region {
+            inner.seen.insert(in_file.start, in_file.end);
+        }
+        inner.next_number += 1;
+        let number = inner.next_number;
+        let live = Live {
+            place: placement.id(),
             kept: false,
             faults: memory::faults(),
             mapping: mapping.clone(),
-            at: placement.at as usize,
-            len: whole_pages(&placement),
+            pages: start..start + pages.len(),
+            in_region: in_region.then_some(in_file.start),
             own: false,
-        });
-        live.views += 1;
+        };
+        inner.views.insert(number, live);
         Ok(View {
             borrowed: self.clone(),
-            placement,
+            number: Some(number),
             mapping,
-            copied: false,
+            at: start + placement.at as usize - pages.start,
+            bytes: placement.bytes as usize,
         })
     }
 
@@ -114,11 +141,11 @@ impl Borrowed {
     /// and those that are not used any more.
     pub(crate) fn take_news(&self) -> (Vec<u64>, Vec<u64>) {
         let mut inner = self.lock();
-        let untold = inner.views.iter_mut().filter(|(_, live)| !live.kept);
+        let untold = inner.views.values_mut().filter(|live| !live.kept);
         let kept = untold
-            .map(|(&id, live)| {
+            .map(|live| {
                 live.kept = true;
-                id
+                live.place
             })
             .collect();
         (kept, std::mem::take(&mut inner.released))
@@ -129,77 +156,76 @@ impl Borrowed {
     }
 }
 
+impl Inner {
+    /// Whether somebody looks at some of these pages already.
+    fn is_seen(&self, pages: &Range<u64>) -> bool {
+        let before = self.seen.range(..pages.end).next_back();
+        before.is_some_and(|(_, &end)| end > pages.start)
+    }
+}
+
 /// One large buffer of an argument.
 #[derive(Debug)]
 pub struct View {
     borrowed: Arc<Borrowed>,
-    placement: Placement,
+    /// None: it is a copy.
+    number: Option<u64>,
     mapping: Arc<Mapping>,
-    copied: bool,
+    /// Where it begins in the mapping.
+    at: usize,
+    bytes: usize,
 }
 
 impl View {
     /// How large it is.
     pub fn bytes(&self) -> usize {
-        self.placement.bytes as usize
+        self.bytes
     }
 
     /// Where it lies.
     pub fn pointer(&self) -> NonNull<u8> {
-        let pointer = self
-            .mapping
-            .pointer(self.placement.at as usize, self.bytes());
+        let pointer = self.mapping.pointer(self.at, self.bytes);
         pointer.unwrap_or_else(|| unreachable!("placements are checked when they come"))
     }
 }
 
 impl Drop for View {
     fn drop(&mut self) {
-        if self.copied {
-            return;
-        }
-        let id = self.placement.id();
+        let Some(number) = self.number else { return };
         let mut inner = self.borrowed.lock();
-        let Some(live) = inner.views.get_mut(&id) else {
+        let Some(live) = inner.views.remove(&number) else {
             return;
         };
-        live.views -= 1;
-        if live.views > 0 {
-            return;
+        if let Some(at) = live.in_region {
+            inner.seen.remove(&at);
+            // Some systems that are not quite Linux count none at all.
+            let faults = memory::faults();
+            if faults != live.faults || faults == 0 {
+                let Range { start, end } = live.pages;
+                let forgotten = self.mapping.forget_writes(start, end - start);
+                inner.stuck |= forgotten.is_err();
+            }
         }
-        let (kept, faults_then) = (live.kept, live.faults);
-        // Some systems that are not quite Linux count none at all.
-        let faults = memory::faults();
-        let inner = &mut *inner;
-        if faults != faults_then || faults == 0 {
-            let len = whole_pages(&self.placement);
-            let forgotten = self.mapping.forget_writes(self.placement.at as usize, len);
-            inner.stuck |= forgotten.is_err();
-        }
-        inner.views.remove(&id);
-        if kept {
-            inner.released.push(id);
+        if live.kept {
+            inner.released.push(live.place);
         }
     }
+}
+
+/// What this worker has borrowed, if this process is one and has taken up its work.
+pub fn mine() -> Option<Arc<Borrowed>> {
+    MINE.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .upgrade()
 }
 
 /// This process is about to be forked, by a task: the child may read its arguments for longer than the task runs, and
 /// their pages are used for others then. So they become this process's own, and the child inherits those.
 pub(crate) fn before_fork() {
-    let mine = MINE
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .upgrade();
-    let Some(mine) = mine else { return };
+    let Some(mine) = mine() else { return };
     let mut inner = mine.lock();
     for live in inner.views.values_mut().filter(|live| !live.own) {
-        live.mapping.make_own(live.at, live.len);
+        live.mapping.make_own(live.pages.start, live.pages.len());
         live.own = true;
     }
-}
-
-fn whole_pages(placement: &Placement) -> usize {
-    (placement.bytes as usize)
-        .max(1)
-        .next_multiple_of(page_bytes())
 }

@@ -4,6 +4,7 @@
 //! it. The worker keeps the bytes and unpickles them only when an item that needs it has been claimed
 //! (rule 8). When the last reference goes here, the workers that know it are told to forget it.
 
+use crate::arena::Span;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -20,6 +21,8 @@ struct Body {
     frame: Box<[u8]>,
     /// What must be there before this one can be unpickled.
     needs: Vec<Arc<Definition>>,
+    /// Large buffers of it, and of all that it needs, in shared memory.
+    spans: Vec<Arc<Span>>,
 }
 
 impl Definition {
@@ -32,12 +35,24 @@ impl Definition {
         })
     }
 
-    /// Gives a reserved definition its content. False if it has one already.
-    pub fn fill(&self, bytes: &[u8], needs: Vec<Arc<Definition>>) -> bool {
+    /// Gives a reserved definition its content; what it needs has its own by then. `span`: a large buffer that the
+    /// bytes speak of. False if it has one already.
+    pub fn fill(&self, bytes: &[u8], needs: Vec<Arc<Definition>>, span: Option<Arc<Span>>) -> bool {
         let frame = [&self.id.to_le_bytes()[..], bytes]
             .concat()
             .into_boxed_slice();
-        self.body.set(Body { frame, needs }).is_ok()
+        let mut spans: Vec<_> = span.into_iter().collect();
+        for span in needs.iter().flat_map(|need| need.spans()) {
+            if !spans.iter().any(|known| Arc::ptr_eq(known, span)) {
+                spans.push(span.clone());
+            }
+        }
+        let body = Body {
+            frame,
+            needs,
+            spans,
+        };
+        self.body.set(body).is_ok()
     }
 
     /// Its number.
@@ -52,6 +67,11 @@ impl Definition {
 
     pub(crate) fn frame(&self) -> &[u8] {
         self.body.get().map_or(&[], |body| &body.frame)
+    }
+
+    /// Where its large buffers lie, and those of all that it needs.
+    pub(crate) fn spans(&self) -> &[Arc<Span>] {
+        self.body.get().map_or(&[], |body| &body.spans)
     }
 
     /// What it refers to.

@@ -273,8 +273,8 @@ pub struct Engine<C: Client> {
     forks: AtomicU32,
     /// Changes with the set of workers.
     links_changed: AtomicU32,
-    /// Where large buffers of arguments are placed.
-    arena: arena::Own,
+    /// Until everything is over.
+    stay: Mutex<Option<arena::Stay>>,
     myself: Weak<Engine<C>>,
 }
 
@@ -342,14 +342,9 @@ impl<C: Client> Engine<C> {
             watchers: AtomicU32::new(0),
             forks: AtomicU32::new(0),
             links_changed: AtomicU32::new(0),
-            arena: arena::Own::default(),
+            stay: Mutex::new(Some(arena::Stay::new())),
             myself: myself.clone(),
         })
-    }
-
-    /// Where large buffers of arguments may be placed, if anywhere: for calls of this engine alone.
-    pub fn arena(&self) -> Option<Arc<Arena>> {
-        self.arena.get()
     }
 
     /// The client.
@@ -879,6 +874,7 @@ impl<C: Client> Engine<C> {
         let old = {
             let mut state = lock(&self.state);
             let was_open = !matches!(state.scheduler.accepts(), Err(Refused::ShutDown));
+            *lock(&self.stay) = was_open.then(arena::Stay::new);
             let floor = Floor::new(state.floor.initializer.clone());
             let mut fresh = State {
                 scheduler: Scheduler::new(self.limits.config()),
@@ -898,7 +894,6 @@ impl<C: Client> Engine<C> {
             }
             self.watchers.store(0, Ordering::SeqCst);
             self.forks.fetch_add(1, Ordering::SeqCst);
-            self.arena.renew();
             self.attended.store(false, Ordering::SeqCst);
             self.thread_sleepers.store(0, Ordering::SeqCst);
             self.thread_polls.store(false, Ordering::SeqCst);
@@ -1067,7 +1062,7 @@ impl<C: Client> State<C> {
             Action::Spawn(worker) => {
                 engine.links_changed.fetch_add(1, Ordering::Release);
                 let world = self.scheduler.world_of(worker);
-                if let Err(error) = floor.spawn(worker, world.unwrap_or_default(), engine.arena()) {
+                if let Err(error) = floor.spawn(worker, world.unwrap_or_default(), arena::mine()) {
                     floor.spawn_error = Some(error.to_string());
                     floor.faults.push(Event::SpawnFailed(worker));
                 }
@@ -1204,7 +1199,7 @@ impl<C: Client> State<C> {
             Action::Drained => {
                 floor.drained = true;
                 floor.just_drained = true;
-                engine.arena.close();
+                drop(lock(&engine.stay).take());
                 floor.threads_to_wake = u32::MAX;
             }
         }
@@ -1606,6 +1601,12 @@ impl From<Refused> for SubmitError {
     fn from(refused: Refused) -> SubmitError {
         SubmitError::Refused(refused)
     }
+}
+
+/// In a forked child, before the engines are reset: they have no part in the memory of their parent.
+pub fn begin_in_child() {
+    arena::forked_child();
+    crate::homes::forked_child();
 }
 
 /// In a forked child, after every engine was reset: forgets the hub.

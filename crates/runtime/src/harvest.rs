@@ -70,6 +70,9 @@ impl Harvest {
 
     /// The buffer at this place.
     pub(crate) fn pick(self: &Arc<Harvest>, placement: Placement) -> io::Result<Fruit> {
+        if !placement.is_aligned() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let mut inner = lock(&self.inner);
         let map = |at, len| Mapping::shared(self.file(), at, len, true);
         let mapping = match inner.regions.get(&placement, map) {
@@ -139,7 +142,7 @@ impl Harvest {
             let is_read = inner.alive.range(region_at..end).next().is_some();
             if is_read && inner.retired.insert(region_at) {
                 // Where that fails there is no memory for a mapping, and hardly any for a process.
-                let _ = mapping.make_private(self.file(), region_at);
+                let _ = mapping.make_private(self.file(), region_at, 0, mapping.len());
                 inner.retired_now.push(region_at);
             }
         }

@@ -719,6 +719,8 @@ pub fn try_before_fork() -> Option<ForkGuard> {
         Err(TryLockError::WouldBlock) => return None,
     };
     crate::harvest::before_fork();
+    crate::homes::before_fork();
+    crate::arena::before_fork();
     Some(ForkGuard { _gate: gate })
 }
 

@@ -65,12 +65,16 @@ impl Block {
     }
 
     /// The next item that is pushed has large buffers there.
-    pub fn place(&mut self, spans: impl IntoIterator<Item = Span>) {
+    pub fn place(&mut self, spans: impl IntoIterator<Item = Arc<Span>>) {
         let item = self.ends.len() as u32;
         for span in spans {
             let placed = self.placed.get_or_insert_default();
-            placed.bytes += span.bytes();
-            placed.spans.push((item, Arc::new(span)));
+            // Items that follow each other often have the same ones, which take their memory once.
+            let mut last = placed.spans.iter().rev().take(4);
+            if !last.any(|(_, last)| Arc::ptr_eq(last, &span)) {
+                placed.bytes += span.bytes();
+            }
+            placed.spans.push((item, span));
         }
     }
 

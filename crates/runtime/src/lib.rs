@@ -21,7 +21,8 @@ pub mod client;
 pub mod definition;
 pub mod engine;
 mod harvest;
-pub mod hub;
+pub mod homes;
+mod hub;
 pub mod items;
 mod link;
 mod loans;
@@ -38,7 +39,7 @@ pub use definition::Definition;
 pub use engine::waiting::{Attended, Patience, Watch, poll_until};
 pub use engine::{
     BreakageReport, Engine, Initializer, Limits, Plan, Remote, Single, SubmitError, ThreadDone,
-    ThreadNext, ThreadPiece, forked_child,
+    ThreadNext, ThreadPiece, begin_in_child, forked_child,
 };
 pub use harvest::Fruit;
 pub use hub::{

@@ -136,8 +136,8 @@ impl Link {
             .push_back(Outgoing::new(to_worker::BOOT, Bytes::Own(world)));
         let mut begin = Vec::new();
         if let Some(initializer) = initializer {
-            self.define(&initializer.function);
-            for definition in &initializer.needs {
+            for definition in std::iter::once(&initializer.function).chain(&initializer.needs) {
+                self.loans.lend_always(definition.spans());
                 self.define(definition);
             }
             begin.extend_from_slice(&initializer.function.id().to_le_bytes());
@@ -190,7 +190,10 @@ impl Link {
     ) -> Result<(), Corrupt> {
         self.forget_dead_definitions();
         self.last_seq = head.seq;
-        self.loans.lend(head.seq, items.spans());
+        let definitions = std::iter::once(function).chain(items.needs());
+        let of_definitions = definitions.flat_map(|definition| definition.spans());
+        self.loans
+            .lend(head.seq, items.spans().chain(of_definitions));
         self.tell_harvested();
         self.define(function);
         for definition in items.needs() {

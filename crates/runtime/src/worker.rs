@@ -103,7 +103,7 @@ pub struct Desk {
     borrowed: Option<Arc<Borrowed>>,
     results: Option<Arc<Arena>>,
     /// Large buffers of results that somebody may still read, by their place.
-    placed: HashMap<u64, Span>,
+    placed: HashMap<u64, Arc<Span>>,
 }
 
 impl Desk {
@@ -129,6 +129,9 @@ impl Desk {
             ),
             None => (None, None),
         };
+        if let Some(results) = &results {
+            crate::homes::in_worker(results);
+        }
         Ok(Desk {
             end,
             keeper,
@@ -154,7 +157,7 @@ impl Desk {
 
     /// Writes what goes before the client's bytes in an answer with these buffers. They are kept until the engine
     /// says that nobody reads them any more.
-    pub fn place(&mut self, spans: Vec<Span>, answer: &mut Vec<u8>) {
+    pub fn place(&mut self, spans: impl ExactSizeIterator<Item = Arc<Span>>, answer: &mut Vec<u8>) {
         answer.extend_from_slice(&(spans.len() as u32).to_le_bytes());
         for span in spans {
             let placement = span.placement();

@@ -114,16 +114,55 @@ impl Mapping {
         })
     }
 
-    /// Maps the same stretch of the same file in place of this mapping, at the same address, so that writes from
-    /// now on stay here. What was written before is in the file.
-    pub fn make_private(&self, fd: BorrowedFd<'_>, at: u64) -> io::Result<()> {
+    /// Of a mapping of the file from `file_at` on: maps this stretch of it anew, at the same address, so that writes
+    /// from now on stay here. What was written before is in the file. Both bounds are whole pages.
+    pub fn make_private(
+        &self,
+        fd: BorrowedFd<'_>,
+        file_at: u64,
+        at: usize,
+        len: usize,
+    ) -> io::Result<()> {
+        self.remap(fd, file_at, at, len, MapFlags::PRIVATE)
+    }
+
+    /// The reverse. What was written here alone is gone.
+    pub fn make_shared(
+        &self,
+        fd: BorrowedFd<'_>,
+        file_at: u64,
+        at: usize,
+        len: usize,
+    ) -> io::Result<()> {
+        self.remap(fd, file_at, at, len, MapFlags::SHARED)
+    }
+
+    fn remap(
+        &self,
+        fd: BorrowedFd<'_>,
+        file_at: u64,
+        at: usize,
+        len: usize,
+        kind: MapFlags,
+    ) -> io::Result<()> {
         let access = ProtFlags::READ | ProtFlags::WRITE;
-        let kind = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-        // SAFETY: it replaces a mapping that is this value's own by one of the same length and contents; whoever
-        // reads or writes there meanwhile meets the one or the other.
+        let kind = kind | MapFlags::NORESERVE | MapFlags::FIXED;
+        let Some(start) = self.pointer(at, len).filter(|_| !self.copied) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        // SAFETY: it replaces a stretch of a mapping that is this value's own by one of the same length and of the
+        // same stretch of the file; whoever reads or writes there meanwhile meets the one or the other.
         unsafe {
-            rustix::mm::mmap(self.start.as_ptr(), self.len, access, kind, fd, at)?;
+            rustix::mm::mmap(
+                start.as_ptr().cast(),
+                len,
+                access,
+                kind,
+                fd,
+                file_at + at as u64,
+            )?;
         }
+        let _ = self.advise(at, len, Advice::LinuxDontDump);
         Ok(())
     }
 
@@ -180,11 +219,44 @@ impl Mapping {
     /// Of a private mapping: the pages in this stretch that were written to follow the file again. Only when nobody
     /// reads or writes there any more. Both bounds are whole pages.
     pub fn forget_writes(&self, at: usize, len: usize) -> io::Result<()> {
+        let page_bytes = page_bytes();
+        let known = self.each_chunk(at, len, |chunk, written| {
+            let mut page = 0;
+            for run in written.chunk_by(|a, b| a == b) {
+                if run[0] {
+                    let start = chunk + page * page_bytes;
+                    self.advise(start, run.len() * page_bytes, Advice::LinuxDontNeed)?;
+                }
+                page += run.len();
+            }
+            Ok(true)
+        })?;
+        match known {
+            Some(_) => Ok(()),
+            None => self.advise(at, len, Advice::LinuxDontNeed),
+        }
+    }
+
+    /// Of a private mapping: whether a page in this stretch was written to. Where that can't be told the answer is yes.
+    /// Both bounds are whole pages.
+    pub fn is_written(&self, at: usize, len: usize) -> bool {
+        let clean = self.each_chunk(at, len, |_, written| Ok(!written.contains(&true)));
+        !matches!(clean, Ok(Some(true)))
+    }
+
+    /// Calls `each` with a place in this mapping and which of the pages from there on were written to, chunk by chunk,
+    /// until it says false. The answer is its last one; None if the kernel does not tell.
+    fn each_chunk(
+        &self,
+        at: usize,
+        len: usize,
+        mut each: impl FnMut(usize, &[bool]) -> io::Result<bool>,
+    ) -> io::Result<Option<bool>> {
         let Some(start) = self.pointer(at, len) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let Some(pagemap) = open_pagemap() else {
-            return self.advise(at, len, Advice::LinuxDontNeed);
+            return Ok(None);
         };
         let page_bytes = page_bytes();
         let first_page = start.as_ptr() as usize / page_bytes;
@@ -194,25 +266,24 @@ impl Mapping {
             let offset = 8 * (first_page + chunk / page_bytes) as u64;
             let read = rustix::io::pread(&pagemap, &mut entries[..8 * pages], offset);
             if !read.is_ok_and(|read| read == 8 * pages) {
-                return self.advise(at + chunk, len - chunk, Advice::LinuxDontNeed);
+                return Ok(None);
             }
             let written: Vec<bool> = entries[..8 * pages]
                 .chunks_exact(8)
                 .map(|entry| is_written(u64::from_ne_bytes(entry.try_into().unwrap_or_default())))
                 .collect();
-            let mut page = 0;
-            for run in written.chunk_by(|a, b| a == b) {
-                if run[0] {
-                    self.advise(
-                        at + chunk + page * page_bytes,
-                        run.len() * page_bytes,
-                        Advice::LinuxDontNeed,
-                    )?;
-                }
-                page += run.len();
+            if !each(at + chunk, &written)? {
+                return Ok(Some(false));
             }
         }
-        Ok(())
+        Ok(Some(true))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn write_byte(&self, at: usize, value: u8) {
+        let byte = self.pointer(at, 1).unwrap();
+        // SAFETY: within the mapping; in tests nobody reads or writes there meanwhile.
+        unsafe { byte.as_ptr().write_volatile(value) }
     }
 }
 
@@ -276,9 +347,7 @@ mod tests {
     }
 
     fn write(mapping: &Mapping, at: usize, value: u8) {
-        let byte = mapping.pointer(at, 1).unwrap();
-        // SAFETY: within the mapping, and nobody reads meanwhile.
-        unsafe { byte.as_ptr().write_volatile(value) }
+        mapping.write_byte(at, value);
     }
 
     #[test]
@@ -309,10 +378,18 @@ mod tests {
         let ours = Mapping::shared(fd.as_fd(), 0, 2 * page_bytes(), true).unwrap();
         let other = Mapping::shared(fd.as_fd(), 0, 2 * page_bytes(), true).unwrap();
         write(&ours, 1, 9);
-        ours.make_private(fd.as_fd(), 0).unwrap();
+        ours.make_private(fd.as_fd(), 0, 0, 2 * page_bytes())
+            .unwrap();
         write(&ours, 2, 8);
         assert_eq!([1, 2].map(|at| read(&ours, at)), [9, 8]);
         assert_eq!([1, 2].map(|at| read(&other, at)), [9, 0]);
+        assert!(
+            ours.is_written(0, 2 * page_bytes()) && !ours.is_written(page_bytes(), page_bytes())
+        );
+        ours.make_shared(fd.as_fd(), 0, 0, page_bytes()).unwrap();
+        assert_eq!([1, 2].map(|at| read(&ours, at)), [9, 0]);
+        write(&ours, 2, 7);
+        assert_eq!(read(&other, 2), 7);
     }
 
     #[test]

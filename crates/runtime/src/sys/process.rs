@@ -186,6 +186,7 @@ pub fn watch_forks() {
     }
     extern "C" fn before() {
         crate::borrowed::before_fork();
+        crate::homes::before_fork();
     }
     // SAFETY: the handler of the child only stores to an atomic, which is all that is allowed in a forked child; the
     // other one runs before the fork, where anything is, and does not panic.
