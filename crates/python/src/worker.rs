@@ -426,7 +426,7 @@ impl<'py> Worker<'py> {
         shape: u32,
         argument: Argument<'_>,
     ) -> Result<Bound<'py, PyAny>, Failed> {
-        let py = self.py;
+        let (py, id) = (self.py, function);
         let function = match &self.current {
             Some((id, current)) if *id == function => current.clone(),
             _ => {
@@ -436,6 +436,9 @@ impl<'py> Worker<'py> {
                 found
             }
         };
+        if let Some(borrowed) = self.desk.borrowed() {
+            borrowed.enter(id);
+        }
         let argument = match argument {
             Argument::Bytes(bytes) => codec::decode_argument(py, bytes, self.desk.borrowed()),
             Argument::Number(number) => number

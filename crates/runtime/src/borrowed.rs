@@ -6,11 +6,14 @@
 //! is: a page that is mapped costs nothing the next time. Whether something was is judged by the faults of the
 //! whole process, because it may have been written by any thread (rule 26), and then page by page.
 //!
+//! A page that is written costs several times what copying it does. So a function that wrote most of its buffer the last
+//! time gets a copy at once, and now and then a look whether that is still so.
+//!
 //! A buffer may be an argument of several tasks. One of them may have kept what it got, and written into it: then
 //! the next one gets a mapping of its own, of just those pages.
 
 use crate::arena::{Placement, Regions};
-use crate::sys::memory::{self, Mapping};
+use crate::sys::memory::{self, Mapping, page_bytes};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::ops::Range;
@@ -38,6 +41,10 @@ struct Inner {
     next_number: u64,
     /// Which pages of the regions these are in, from where to where in the file.
     seen: BTreeMap<u64, u64>,
+    /// The function that is called now, by its definition.
+    function: u64,
+    /// Those that write most of what they are given; how many times more they get copies.
+    writers: HashMap<u64, u32>,
     /// Released since the engine was told that they are kept.
     released: Vec<u64>,
     /// Private pages could not be dropped: from now on buffers are copied.
@@ -59,7 +66,18 @@ struct Live {
     in_region: Option<u64>,
     /// All its pages are this process's own, since a fork.
     own: bool,
+    /// What function it was made for.
+    function: u64,
 }
+
+/// Buffers below this are never copied for a writer: too little is won.
+const MOST_UNCOPIED_BYTES: u64 = 1024 * 1024;
+
+/// So many times a writer gets copies before it is looked at again: that time costs two or three copies.
+const COPIES: u32 = 32;
+
+/// How many writers are remembered.
+const MOST_WRITERS: usize = 1024;
 
 impl Borrowed {
     pub(crate) fn new(file: OwnedFd) -> Arc<Borrowed> {
@@ -71,6 +89,8 @@ impl Borrowed {
                 views: HashMap::new(),
                 next_number: 0,
                 seen: BTreeMap::new(),
+                function: 0,
+                writers: HashMap::new(),
                 released: Vec::new(),
                 stuck: false,
             }),
@@ -79,6 +99,11 @@ impl Borrowed {
         *mine = Arc::downgrade(&borrowed);
         drop(mine);
         borrowed
+    }
+
+    /// The function of this definition is about to be given its arguments.
+    pub fn enter(&self, function: u64) {
+        self.lock().function = function;
     }
 
     /// The buffer at this place, which belongs to an item that this worker has claimed.
@@ -111,6 +136,19 @@ impl Borrowed {
                 });
             }
         };
+        let offset = placement.at as usize - pages.start;
+        if in_region
+            && inner.wants_copy(&placement)
+            && let Ok(copy) = Mapping::copy_of(&mapping, pages.start, pages.len())
+        {
+            return Ok(View {
+                borrowed: self.clone(),
+                number: None,
+                mapping: Arc::new(copy),
+                at: offset,
+                bytes: placement.bytes as usize,
+            });
+        }
         // Where its pages begin in the mapping.
         let start = if in_region { pages.start } else { 0 };
         if in_region {
@@ -126,13 +164,14 @@ impl Borrowed {
             pages: start..start + pages.len(),
             in_region: in_region.then_some(in_file.start),
             own: false,
+            function: inner.function,
         };
         inner.views.insert(number, live);
         Ok(View {
             borrowed: self.clone(),
             number: Some(number),
             mapping,
-            at: start + placement.at as usize - pages.start,
+            at: start + offset,
             bytes: placement.bytes as usize,
         })
     }
@@ -157,6 +196,27 @@ impl Borrowed {
 }
 
 impl Inner {
+    /// Whether the function that is called now is known to write most of such a buffer.
+    fn wants_copy(&mut self, placement: &Placement) -> bool {
+        if placement.bytes < MOST_UNCOPIED_BYTES {
+            return false;
+        }
+        let Some(left) = self.writers.get_mut(&self.function) else {
+            return false;
+        };
+        *left = left.saturating_sub(1);
+        *left > 0
+    }
+
+    /// A function has written to so many pages of a buffer of so many.
+    fn learn(&mut self, function: u64, written: usize, pages: usize) {
+        if written * 2 < pages {
+            self.writers.remove(&function);
+        } else if self.writers.len() < MOST_WRITERS {
+            self.writers.insert(function, COPIES);
+        }
+    }
+
     /// Whether somebody looks at some of these pages already.
     fn is_seen(&self, pages: &Range<u64>) -> bool {
         let before = self.seen.range(..pages.end).next_back();
@@ -200,10 +260,15 @@ impl Drop for View {
             inner.seen.remove(&at);
             // Some systems that are not quite Linux count none at all.
             let faults = memory::faults();
-            if faults != live.faults || faults == 0 {
-                let Range { start, end } = live.pages;
-                let forgotten = self.mapping.forget_writes(start, end - start);
-                inner.stuck |= forgotten.is_err();
+            let Range { start, end } = live.pages;
+            let written = match faults != live.faults || faults == 0 {
+                true => self.mapping.forget_writes(start, end - start),
+                false => Ok(Some(0)),
+            };
+            inner.stuck |= written.is_err();
+            let large = self.bytes as u64 >= MOST_UNCOPIED_BYTES && !live.own;
+            if let (true, Ok(Some(written))) = (large, written) {
+                inner.learn(live.function, written, (end - start) / page_bytes());
             }
         }
         if live.kept {

@@ -56,15 +56,7 @@ impl Mapping {
 
     /// A page of memory that nobody ever touches: see [`Mapping::is_touched`].
     pub fn untouched() -> io::Result<Mapping> {
-        let len = page_bytes();
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: as in `map`.
-        let start = unsafe {
-            rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, access, MapFlags::PRIVATE)?
-        };
-        let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
-        let copied = false;
-        Ok(Mapping { start, len, copied })
+        Mapping::anonymous(page_bytes())
     }
 
     /// Of such a page: whether it is there all the same, because all memory of the process was locked. Then private
@@ -88,6 +80,30 @@ impl Mapping {
                 fd,
                 at,
             )?
+        };
+        let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
+        let copied = false;
+        Ok(Mapping { start, len, copied })
+    }
+
+    /// A copy of a stretch of another one, in fresh memory. Nobody may be writing there.
+    pub fn copy_of(other: &Mapping, at: usize, len: usize) -> io::Result<Mapping> {
+        let Some(from) = other.pointer(at, len) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let copy = Mapping::anonymous(len)?;
+        // All of it is written to: the larger its pages, the better.
+        let _ = copy.advise(0, len, Advice::LinuxHugepage);
+        // SAFETY: both stretches are as long, and the new one is nobody's yet.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), copy.start.as_ptr().cast(), len) };
+        Ok(copy)
+    }
+
+    fn anonymous(len: usize) -> io::Result<Mapping> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: as in `map`.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, access, MapFlags::PRIVATE)?
         };
         let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
         let copied = false;
@@ -217,13 +233,15 @@ impl Mapping {
     }
 
     /// Of a private mapping: the pages in this stretch that were written to follow the file again. Only when nobody
-    /// reads or writes there any more. Both bounds are whole pages.
-    pub fn forget_writes(&self, at: usize, len: usize) -> io::Result<()> {
+    /// reads or writes there any more. Both bounds are whole pages. Returns how many there were, if that can be told.
+    pub fn forget_writes(&self, at: usize, len: usize) -> io::Result<Option<usize>> {
         let page_bytes = page_bytes();
+        let mut pages = 0;
         let known = self.each_chunk(at, len, |chunk, written| {
             let mut page = 0;
             for run in written.chunk_by(|a, b| a == b) {
                 if run[0] {
+                    pages += run.len();
                     let start = chunk + page * page_bytes;
                     self.advise(start, run.len() * page_bytes, Advice::LinuxDontNeed)?;
                 }
@@ -232,8 +250,8 @@ impl Mapping {
             Ok(true)
         })?;
         match known {
-            Some(_) => Ok(()),
-            None => self.advise(at, len, Advice::LinuxDontNeed),
+            Some(_) => Ok(Some(pages)),
+            None => self.advise(at, len, Advice::LinuxDontNeed).map(|()| None),
         }
     }
 
@@ -363,7 +381,8 @@ mod tests {
             write(&ours, at, 3);
             assert_eq!((read(&ours, at), read(&theirs, at)), (3, 2));
         }
-        theirs.forget_writes(0, 6 * page_bytes()).unwrap();
+        let forgotten = theirs.forget_writes(0, 6 * page_bytes()).unwrap();
+        assert_eq!(forgotten, Some(2));
         let seen = places.map(|at| read(&theirs, at));
         assert_eq!(seen, [3, 3, 2, 2, 2, 2]);
         theirs
@@ -412,6 +431,17 @@ mod tests {
         assert!(empty.pointer(0, 0).is_some() && empty.pointer(0, 1).is_none());
         assert!(Mapping::copy(fd.as_fd(), 2 * page_bytes() as u64, page_bytes() + 1).is_err());
         assert!(Mapping::copy(fd.as_fd(), 0, usize::MAX / 2).is_err());
+    }
+
+    #[test]
+    fn a_copy_of_a_stretch_is_one_of_that() {
+        let fd = file(3);
+        let ours = Mapping::shared(fd.as_fd(), 0, 3 * page_bytes(), true).unwrap();
+        write(&ours, page_bytes() + 1, 9);
+        let copy = Mapping::copy_of(&ours, page_bytes(), 2 * page_bytes()).unwrap();
+        write(&ours, page_bytes() + 1, 8);
+        assert_eq!((copy.len(), read(&copy, 1)), (2 * page_bytes(), 9));
+        assert!(Mapping::copy_of(&ours, page_bytes(), 3 * page_bytes()).is_err());
     }
 
     #[test]
