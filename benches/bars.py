@@ -164,6 +164,13 @@ BARS = [
         for how, key in (("by one map", "per_item_s"), ("by rl.share", "per_shared_s"))
     ),
     Bar(f"first array of 32 MiB, of {_PPE}'s time", "array-first", "first_s", 1.5, "times", peer=_PPE),
+    Bar(
+        "array of 128 MiB overwritten in place, of copied and written",
+        "array-written",
+        "growth_ratio",
+        1.3,
+        "times",
+    ),
     *(
         Bar(
             f"array of {kib} KiB there and back, of {_PPE}'s time",

@@ -389,6 +389,15 @@ CASES = [
         ),
     ),
     Case(
+        "array-written",
+        "A call with a new array of 128 MiB that the task overwrites in place, and one that copies it first",
+        {"growth_ratio": "in place, of copied", "per_call_s": "in place", "copied_s": "copied"},
+        _arrays(128, count=7),
+        compared=("per_call_s",),
+        meaningless={**_NO_TRAVEL, **_none("gives read-only arrays", "joblib")},
+        notes=(_WITH_NUMPY,),
+    ),
+    Case(
         "array-sizes",
         "Arrays there and back, one at a time",
         {f"kib_{kib}_s": f"{kib} KiB" for kib in (4, 16, 64, 256)},

@@ -536,6 +536,24 @@ def array_again(engine: Engine, workers: int, mib: int, count: int) -> Values:
     return {"per_task_s": per_task_s, "per_item_s": per_item_s, "per_shared_s": per_shared_s}
 
 
+def array_written(engine: Engine, workers: int, mib: int, count: int) -> Values:
+    """Each a new array; the two ways take turns."""
+    import numpy as np
+
+    _warm(engine, workers, tasks.who_with_numpy)
+    times_s: dict[Callable[..., float], list[float]] = {tasks.overwrite: [], tasks.copy_and_overwrite: []}
+    array = np.ones(mib * 2**20 // 8)
+    for number in range(count):
+        for fn, some in times_s.items():
+            array[0] = array[-1] = number
+            start = time.perf_counter()
+            [answer] = engine.run_all(fn, [array])
+            some.append(time.perf_counter() - start)
+            assert answer == number + 1
+    in_place_s, copied_s = map(statistics.median, times_s.values())
+    return {"growth_ratio": in_place_s / copied_s, "per_call_s": in_place_s, "copied_s": copied_s}
+
+
 def array_sizes(engine: Engine, workers: int, count: int) -> Values:
     """There and back, one at a time; sizes take turns."""
     import numpy as np
@@ -603,6 +621,7 @@ CASES: dict[str, Callable[..., Values]] = {
     "array-out": array_out,
     "array-again": array_again,
     "array-sizes": array_sizes,
+    "array-written": array_written,
     "array-first": array_first,
 }
 

@@ -56,6 +56,15 @@ def ends_of_shared(handle: Shared[NDArray[np.float64]]) -> tuple[float, float]:
     return ends(handle.get())
 
 
+def overwrite(array: NDArray[np.float64]) -> float:
+    array += 1
+    return float(array[-1])
+
+
+def copy_and_overwrite(array: NDArray[np.float64]) -> float:
+    return overwrite(array.copy())
+
+
 def total(array: NDArray[np.float64]) -> float:
     """All of it is read."""
     return float(array.sum())

@@ -228,6 +228,7 @@ class TestExceptionsOnTheWay:
 needs_memory = pytest.mark.skipif(available_memory_bytes() < 8 * GIB, reason="needs 8 GiB of free memory")
 
 
+@pytest.mark.once
 @needs_memory
 def test_an_argument_and_a_result_of_one_gib(one: rl.Executor) -> None:
     """Far larger than any ring, both ways."""

@@ -14,7 +14,7 @@ import pytest
 import rightlane as rl
 import tasks
 from buffers import MIB, Array
-from support import Start, eventually
+from support import Start, available_memory_bytes, eventually
 
 Make = Callable[..., rl.Executor]
 
@@ -172,6 +172,65 @@ def test_twenty_thousand_arrays_among_kills(start: Start) -> None:
     start(STORM, "1000").succeeds(timeout=3000)
 
 
+@pytest.mark.once
+def test_with_64_descriptors_in_all(start: Start) -> None:
+    """However many arrays are on their way, or alive: no descriptor is any one's own."""
+    script = start(
+        """
+        import os, resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        import numpy as np
+        import rightlane as rl, tasks
+
+        arrays = [np.full(20_000, n) for n in range(300)]
+        with rl.Executor(4, lane="process") as ex:
+            kept = list(ex.map(tasks.echo, arrays))
+            handles = [rl.share(array) for array in arrays]
+            own = [rl.asarray(array) for array in arrays]
+            assert list(ex.map(lambda n: int(handles[n].get()[5]), range(300))) == list(range(300))
+            assert [int(a[7]) for a in ex.map(tasks.echo, own)] == list(range(300))
+            assert all((a == b).all() for a, b in zip(arrays, kept))
+            print(len(os.listdir("/proc/self/fd")) < 40)
+        """
+    )
+    assert script.succeeds().split() == ["True"]
+
+
+@pytest.mark.once
+@pytest.mark.skipif(available_memory_bytes() < 4 << 30, reason="needs 4 GiB of free memory")
+def test_ten_thousand_results_alive(make: Make) -> None:
+    ex = make(2, lane="process")
+    kept = list(ex.map(tasks.numbers, range(10_000), [9_000] * 10_000))
+    for number, values in enumerate(kept):
+        assert values[0] == number and values[-1] == number + 8_999
+        values[:] = -number
+    ex.shutdown()
+    assert all(values[0] == values[-1] == -number for number, values in enumerate(kept))
+    del kept, values
+    eventually(lambda: arenas_mib() in ([], [0.0]))
+
+
+@pytest.mark.once
+@pytest.mark.skipif(available_memory_bytes() < 12 << 30, reason="needs 12 GiB of free memory")
+def test_more_than_two_gib(make: Make) -> None:
+    """Beyond what 32 bits count, signed or not, together."""
+    ex = make(1, lane="process")
+    values = np.zeros((2 << 30) + 8, "u1")
+    values[::4096] = 7
+    values[-1] = 9
+    back = ex.submit(overwrite_ends, values).result()
+    assert values[0] == 7 and values[-1] == 9
+    assert back.shape == values.shape and back[0] == back[-1] == 1
+    values[0] = values[-1] = 1
+    assert np.array_equal(values[::4096], back[::4096])
+
+
+def overwrite_ends(values: Array) -> Array:
+    values[0] = values[-1] = 1
+    return values
+
+
+@pytest.mark.once
 def test_without_descriptors_to_spare(start: Start) -> None:
     """Buffers travel with the message where no shared memory is to be had."""
     script = start(
