@@ -602,16 +602,13 @@ def _uses_real_module(fn: FunctionType) -> bool:
 
 
 class _Unit:
-    """One pickle: its bytes, the nodes it refers to by position, its large buffers, which lie elsewhere, and
-    other definitions that it names.
-    """
+    """One pickle: its bytes, the nodes it refers to by position, its large buffers, which lie elsewhere."""
 
-    __slots__ = ("buffers", "data", "deps", "nodes", "positions")
+    __slots__ = ("buffers", "data", "nodes", "positions")
 
     def __init__(self) -> None:
         self.data = b""
         self.buffers: list[Definition] = []
-        self.deps: list[Definition] = []
         self.nodes: list[_Node] = []
         self.positions: dict[int, int] = {}
 
@@ -648,11 +645,11 @@ class _Body:
             elif kind == _BLOB:
                 yield from value.nodes
 
-    def deps(self) -> Iterator[Definition]:
-        units = [self.unit, *(value for _, _, kind, value in self.entries if kind == _BLOB)]
-        for unit in units:
-            yield from unit.buffers
-            yield from unit.deps
+    def buffers(self) -> Iterator[Definition]:
+        yield from self.unit.buffers
+        for _, _, kind, value in self.entries:
+            if kind == _BLOB:
+                yield from value.buffers
 
     def announce(self) -> None:
         """Note what this body puts under its names; a body that was overtaken gets new serials."""
@@ -931,10 +928,6 @@ def _make_pickler(base: Any, light: bool) -> Any:
                     return _cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"])
             elif (reduced := _as_inherited(obj, kind)) is not None:
                 return reduced
-            elif kind.__module__ == "rightlane._memory" and (travel := obj.travel()) is not None:
-                make, arguments, deps = travel
-                (self.unit.deps if self.final is None else self.final).extend(deps)
-                return make, arguments
             elif light:
                 if kind.__module__ == "typing" and kind.__name__ in ("TypeVar", "ParamSpec", "TypeVarTuple"):
                     raise _NeedsCloudpickle
@@ -1094,6 +1087,10 @@ class _Node:
         self.closure: list[_Node] | None = None  # every node reached from here, as of `checked`
         self.checked = -1
 
+    def release(self) -> None:
+        """The object is gone: what was kept of it refers to itself, and may hold large buffers."""
+        self.closure = self.body = self.group = None
+
     def fresh(self) -> bool:
         stamps = self.stamps
         if stamps is None:
@@ -1118,6 +1115,7 @@ def _dropper(table: dict[int, Any], key: int) -> Callable[[Any], None]:
         known = table.get(key)
         if known is not None and known.ref is ref:
             del table[key]
+            known.release()
 
     return drop
 
@@ -1260,7 +1258,7 @@ def _settle(group: list[_Node], edges: dict[_Node, list[_Node]]) -> None:
 
     bodies = tuple(node.body.wire(address) for node in group if node.body is not None)
     deps = list({d.id: d for d, _ in foreign.values()}.values())
-    deps += {b.id: b for node in group if node.body is not None for b in node.body.deps()}.values()
+    deps += {b.id: b for node in group if node.body is not None for b in node.body.buffers()}.values()
     blob = _GROUP + marshal.dumps(bodies, _MARSHAL_VERSION)
     definition = _shared_definition(blob, deps, group) or _new_definition(blob, deps)
     _remember(definition, [node.ref() for node in group])
@@ -1366,6 +1364,9 @@ class _Referenced:
         self.deps = deps
         self.fixed = fixed
         self.marks = marks
+
+    def release(self) -> None:
+        pass  # nothing in it refers to it
 
 
 _references: dict[int, _Referenced] = {}
@@ -1552,7 +1553,14 @@ def frames_by_value(definition_id: int, modules: list[str]) -> tuple[int, list[t
         _epoch += 1
         _outdatings += 1
         _hidden = (0, 0, ())
-        return _outdatings, record(fn).frames()
+        from rightlane import _native
+
+        # Nothing lends their buffers to the worker.
+        outer = _native.keep_in_band(True)
+        try:
+            return _outdatings, record(fn).frames()
+        finally:
+            _native.keep_in_band(outer)
 
 
 def _remember_checked(definition: Definition, ref: Any, method: str, marks: _Marks) -> None:
@@ -1810,7 +1818,7 @@ def _dumps(obj: Any) -> tuple[bytes, list[Definition]]:
         with _definitions.lock:
             body = _Body(unit, collector.namespaces, entries, collector.imports(entries))
             body.announce()
-            deps += body.deps()
+            deps += body.buffers()
 
             def address(node: _Node) -> Address:
                 definition, index = _address(node)

@@ -7,11 +7,8 @@ the rest is ordinary memory. `docs/design/arena.md` tells how it is kept as it w
 from __future__ import annotations
 
 import _pickle
-import itertools
-import os
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Generic, TypeVar
-from weakref import WeakValueDictionary
 
 from rightlane import _native
 
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-    from rightlane._native import Definition
 
 T = TypeVar("T")
 
@@ -35,19 +31,19 @@ class Shared(Generic[T]):
     last handle is gone, in the caller's process and in every task, the memory is free again.
     """
 
-    __slots__ = ("__weakref__", "_buffers", "_deps", "_pickle", "_token")
+    __slots__ = ("__weakref__", "_buffers", "_by_value", "_pickle")
 
     def __init__(
-        self, pickle: bytes | memoryview, buffers: Sequence[bytes | memoryview] = (), token: Any = None
+        self, pickle: bytes | memoryview, buffers: Sequence[bytes | memoryview], by_value: bool = False
     ) -> None:
         self._pickle = pickle
         self._buffers = buffers
-        # Where it has classes or functions that travel by value: which one it is, and how it goes to workers.
-        self._token = token
-        self._deps: tuple[bytes, list[Definition]] | None = None
+        # Other processes do not know its classes by the names that the pickle has.
+        self._by_value = by_value
 
     def get(self) -> T:
-        """The object, made anew each time; its large buffers are not copied.
+        """The object, made anew each time, its large buffers not copied. One with classes or functions that
+        travel by value is made once for each task that gets the handle.
 
         Arrays look into the shared memory, in a task as in the caller's process: they are read-only. `copy()`
         gives one to write into. They may outlive the handle, and the executor.
@@ -66,18 +62,9 @@ class Shared(Generic[T]):
         value: T = _pickle.loads(self._pickle, buffers=self._buffers)
         return value
 
-    def travel(self) -> tuple[Any, tuple[Any, ...], list[Definition]] | None:
-        """How it goes to workers by value, and the definitions which that needs, if it does."""
-        if self._deps is None:
-            return None
-        pickle, deps = self._deps
-        return _known, (self._token, pickle), deps
-
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
-        if self._deps is not None:
-            raise _pickle.PicklingError("only this process knows its classes")
-        if self._token is not None:
-            return _known, (self._token, self._pickle)
+        if self._by_value:
+            return _Made, (self.get(),)
         parts = (self._pickle, *self._buffers)
         if protocol.__index__() < 5:
             return _shared, tuple(map(bytes, parts))
@@ -93,12 +80,23 @@ def _shared(pickle: Any, *buffers: Any) -> Shared[Any]:
     return Shared(_fixed(pickle), tuple(map(_fixed, buffers)))
 
 
-def _known(token: Any, pickle: bytes) -> Shared[Any]:
-    """The handle of this number, which may have come home."""
-    return _at_home.get(token) or Shared(pickle, (), token)
+class _Made(Shared[T]):
+    """A handle that has travelled by value: with the object itself, made for it alone."""
 
+    __slots__ = ("_object",)
 
-_at_home: WeakValueDictionary[tuple[int, int], Shared[Any]] = WeakValueDictionary()
+    def __init__(self, obj: T) -> None:
+        super().__init__(b"", ())
+        self._object = obj
+
+    def get(self) -> T:
+        return self._object
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        return _Made, (self._object,)
+
+    def __repr__(self) -> str:
+        return f"<rightlane.Shared object of {type(self._object).__name__}>"
 
 
 def _fixed(part: Any) -> bytes | memoryview:
@@ -161,19 +159,7 @@ def share(obj: T) -> Shared[T]:
 
     data = pickle(buffers.append)
     stored = tuple(_store(buffer.raw()) for buffer in buffers)
-    handle: Shared[T] = Shared(_store(data), stored)
-    if not _byvalue.plain_pickles_suffice(data):
-        try:
-            # Of a copy whose buffers lie there already.
-            handle._deps = _byvalue.dumps(handle.get(), "obj")
-        except _byvalue.Unsendable as error:
-            raise SerializationError(f"{error.path} cannot be shared: {error.reason}") from error.__cause__
-        handle._token = os.getpid(), next(_numbers)
-        _at_home[handle._token] = handle
-    return handle
-
-
-_numbers = itertools.count()
+    return Shared(_store(data), stored, not _byvalue.plain_pickles_suffice(data))
 
 
 def empty(

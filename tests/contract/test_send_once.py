@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ def numbers(first: int = 0, count: int = COUNT) -> Array:
     return np.arange(first, first + count)
 
 
-def arena_mib() -> float:
-    """How much memory this process's shared memory for arguments holds."""
-    gc.collect()
+def arena_mib(collect: bool = True) -> float:
+    """How much memory this process's shared memory holds."""
+    if collect:
+        gc.collect()
     found = 0
     for entry in Path("/proc/self/fd").iterdir():
         try:
@@ -132,6 +134,38 @@ def both(one: Array, other: Array) -> tuple[int, int]:
     return tasks.checksum(one), tasks.checksum(other)
 
 
+class Fresh:
+    """Arguments of a call that are made as they are read, in memory that the last ones had."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __iter__(self) -> Iterator[Array]:
+        yield numbers(self.number)
+
+
+def test_reading_arguments_may_make_them() -> None:
+    with rl.Pool(2) as pool:
+        assert pool.starmap(tasks.checksum, [Fresh(number) for number in range(12)]) == [
+            tasks.checksum(numbers(number)) for number in range(12)
+        ]
+
+
+def test_arrays_may_be_pickled_in_another_way(pool: rl.Executor) -> None:
+    import copyreg
+
+    copyreg.pickle(np.ndarray, lambda array: (tasks.echo, (pickle.PickleBuffer(array * 2),)))  # type: ignore[arg-type]
+    try:
+        back = list(pool.map(first_number, [numbers(number) for number in range(1, 20)]))
+    finally:
+        del copyreg.dispatch_table[np.ndarray]
+    assert back == [2 * number for number in range(1, 20)]
+
+
+def first_number(buffer: Any) -> int:
+    return int(np.frombuffer(buffer, "i8")[0])
+
+
 SCRATCH = numbers()
 
 
@@ -190,11 +224,16 @@ def test_a_partial_is_new_for_each_call(make: Make) -> None:
 
 def test_functions_give_their_memory_back(make: Make, nothing_there: None) -> None:
     ex = make(1, lane="process")
-    for number in range(100):
-        array = numbers(number)
-        assert ex.submit(lambda array=array: int(array[0])).result() == number
-    del array
-    eventually(lambda: arena_mib() <= 80, what="an end of definitions that nobody needs")
+    gc.disable()
+    try:
+        for number in range(300):
+            array = numbers(number)
+            assert ex.submit(lambda array=array: int(array[0])).result() == number
+        del array
+        # A worker is told now and then what it can forget, with its next task.
+        assert arena_mib(collect=False) <= 80
+    finally:
+        gc.enable()
     ex.shutdown()
     eventually(lambda: arena_mib() == 0)
 
@@ -313,13 +352,16 @@ def test_classes_of_the_main_module_can_be_shared(start: Start) -> None:
         with rl.Executor(2, lane="process") as ex:
             print(ex.submit(lambda h: h.get()[0].sum(), handle).result())
             print(list(ex.map(lambda n: handle.get()[0].sum() + n, range(3))))
-            print(ex.submit(lambda h: h, handle).result() is handle)
+            print(ex.submit(lambda h: h, handle).result().get()[0].sum())
+            print(ex.submit(lambda: rl.share([Table(np.ones(100_000))])).result().get()[0].sum())
+            print(ex.submit(lambda: rl.submit(lambda: handle.get()[0].sum()).result()).result())
             print(ex.submit(lambda h: type(h.get()[0]).__name__, handle).result())
         print(type(handle.get()[0]) is Table, handle.get()[0].sum())
         """
     )
     out = script.succeeds().splitlines()
-    assert out == ["100000.0", "[100000.0, 100001.0, 100002.0]", "True", "Table", "True 100000.0"]
+    mapped = "[100000.0, 100001.0, 100002.0]"
+    assert out == ["100000.0", mapped, *["100000.0"] * 3, "Table", "True 100000.0"]
 
 
 # --- empty, asarray ---
@@ -407,6 +449,11 @@ def made_here(first: int) -> Array:
     return array
 
 
+def twice(first: int) -> tuple[Array, Array]:
+    array = made_here(first)
+    return array, array[:]
+
+
 def keep_and_answer(value: int) -> Array:
     array = tasks.KEPT.setdefault("own", rl.empty(COUNT, "i8"))
     array[:] = value
@@ -425,6 +472,9 @@ def test_a_task_may_answer_with_one(make: Make, nothing_there: None) -> None:
         assert (array == value).all(), "a result is a snapshot"
         array += 10
     assert ex.submit(lambda: int(tasks.KEPT["own"][0])).result() == 4
+    one, other = ex.submit(twice, 6).result()
+    one[0] = -1
+    assert other[0] == 6
     part = ex.submit(lambda: made_here(3)[10:]).result()
     assert (part == numbers(13, COUNT - 10)).all()
 
@@ -437,7 +487,14 @@ def test_a_fork_has_its_own(start: Start) -> None:
         import numpy as np
         import rightlane as rl, tasks
 
-        ex = rl.Executor(2, lane="process")
+        class Table:
+            def __init__(self, array):
+                self.array = array
+
+        large = np.arange(100_000)
+        ex = rl.Executor(2, lane="process", initializer=lambda: tasks.keep("x", large))
+        table = rl.share(Table(large))
+        assert ex.submit(lambda h: int(h.get().array[3]), table).result() == 3
         fresh, sent = rl.asarray(np.arange(100_000)), rl.asarray(np.arange(100_000))
         handle = rl.share(np.arange(100_000))
         view = handle.get()
@@ -453,6 +510,10 @@ def test_a_fork_has_its_own(start: Start) -> None:
                 assert (view == np.arange(100_000)).all() and (handle.get() == view).all()
                 assert ex.submit(tasks.checksum, fresh).result() == tasks.checksum(fresh)
                 assert ex.submit(lambda h: int(h.get()[5]), handle).result() == 5
+                for n in range(5):
+                    assert ex.submit(tasks.checksum, large + n).result() == tasks.checksum(large + n)
+                    assert ex.submit(lambda h: int(h.get().array[3]), table).result() == 3
+                    assert int(ex.submit(tasks.kept, "x").result()[7]) == 7
                 code = 0
             finally:
                 os._exit(code)
@@ -471,6 +532,54 @@ def test_a_fork_has_its_own(start: Start) -> None:
         flags=["-W", "ignore::DeprecationWarning"],
     )
     script.succeeds()
+
+
+def fork_and_go_on(log: str, go_on: str) -> None:
+    array = rl.empty(COUNT)
+    array[:] = 1
+    if os.fork() == 0:
+        while not os.path.exists(go_on):
+            time.sleep(0.01)  # others are given the memory meanwhile
+        Path(log + ".part").write_text(str(array[:: COUNT - 1].tolist()))
+        os.rename(log + ".part", log)
+        os._exit(0)
+
+
+def test_a_fork_of_a_task_has_its_own(make: Make, tmp_path: Path) -> None:
+    log, go_on = tmp_path / "log", tmp_path / "go on"
+    ex = make(1, lane="process")
+    ex.submit(fork_and_go_on, str(log), str(go_on)).result()
+    assert [int(ex.submit(made_here, first).result()[0]) for first in range(4)] == [0, 1, 2, 3]
+    go_on.touch()
+    eventually(log.exists)
+    assert log.read_text() == "[1.0, 1.0]"
+
+
+def test_an_edited_module_may_hold_large_arrays(start: Start, tmp_path: Path) -> None:
+    """rule 5: what then travels by value does so with its buffers, and costs no worker."""
+    script = start(
+        """
+        import importlib, os, sys, time
+        from pathlib import Path
+        import numpy as np
+        import rightlane as rl
+
+        home = Path(sys.argv[1])
+        sys.path.insert(0, str(home))
+        source = "import os, numpy\\ndef fn(a=numpy.full(100_000, 3)): return int(a[5]) + {}, os.getpid()\\n"
+        (home / "edited_one.py").write_text(source.format(1))
+        import edited_one
+        (home / "edited_one.py").write_text(source.format(20) + "# longer\\n")
+        with rl.Executor(1, lane="process") as ex:
+            for n in range(5):
+                seen = [ex.submit(edited_one.fn).result() for _ in range(4)]
+                assert {value for value, _ in seen} == {4}, seen
+            assert len({pid for _, pid in seen}) == 1, seen
+        print("right")
+        """,
+        str(tmp_path),
+    )
+    assert script.succeeds().split() == ["right"]
 
 
 @pytest.mark.stress

@@ -8,15 +8,16 @@ use crate::cached::Cached;
 use crate::definition::PyDefinition;
 use crate::ffi;
 use crate::sent;
+use crate::sent::Sweep;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyString, PyTuple};
-use rightlane_runtime::arena::LARGE_BYTES;
+use rightlane_runtime::arena::{LARGE_BYTES, Mine};
 use rightlane_runtime::borrowed::Borrowed;
 use rightlane_runtime::homes::Home;
 use rightlane_runtime::{Arena, Block, Fruit, Placement, Span};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
@@ -316,19 +317,21 @@ pub(crate) type LentHomes = Rc<RefCell<Vec<Weak<Home>>>>;
 pub(crate) enum Placing {
     /// Results: each has its own place, because its reader may write there. Homes that were lent are noted.
     Results(Arc<Arena>, LentHomes),
-    /// Arguments, read in this sweep of a map's input, or in none (0).
-    Arguments(Arc<Arena>, u64),
+    /// Arguments, read in this sweep of a map's input, or in none.
+    Arguments(Mine, Option<Arc<Sweep>>),
 }
 
 impl Placing {
     /// Of arguments, if there is an arena.
-    pub(crate) fn arguments(sweep: u64) -> Option<Placing> {
+    pub(crate) fn arguments(sweep: Option<Arc<Sweep>>) -> Option<Placing> {
         Some(Placing::Arguments(rightlane_runtime::arena::mine()?, sweep))
     }
 
     pub(crate) fn arena(&self) -> &Arc<Arena> {
-        let (Placing::Results(arena, _) | Placing::Arguments(arena, _)) = self;
-        arena
+        match self {
+            Placing::Results(arena, _) => arena,
+            Placing::Arguments(arena, _) => arena,
+        }
     }
 
     /// The buffer behind a `PickleBuffer` in shared memory, if it is large and there is room.
@@ -346,11 +349,17 @@ impl Placing {
                 if let Some((span, placement)) = lent {
                     return Some(Part { span, placement });
                 }
-                Some(sent::place(py, &raw, arena, *sweep)?.into())
+                Some(sent::place(py, &raw, arena, sweep.as_deref())?.into())
             }
             Placing::Results(arena, lent_homes) => {
-                // Its reader frees all of it: half a home is copied.
-                if let Some(home) = home.filter(|home| home.bytes() == bytes)
+                // Its reader frees all of it, and writes there: half a home is copied, and so is one the second time.
+                let lent = |home: &Arc<Home>| {
+                    let lent_homes = lent_homes.borrow();
+                    lent_homes
+                        .iter()
+                        .any(|lent| lent.as_ptr() == Arc::as_ptr(home))
+                };
+                if let Some(home) = home.filter(|home| home.bytes() == bytes && !lent(home))
                     && let Some((span, _)) = home.lend(arena, address, bytes)
                 {
                     lent_homes.borrow_mut().push(Arc::downgrade(&home));
@@ -386,11 +395,25 @@ pub(crate) fn place_buffer(buffer: &Bound<'_, PyAny>) -> bool {
     })
 }
 
+thread_local! {
+    static IN_BAND: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether buffers of what this thread pickles stay in their pickles: of what no piece of work lends to a worker. Returns
+/// what held before.
+#[pyfunction]
+pub(crate) fn keep_in_band(keep: bool) -> bool {
+    IN_BAND.replace(keep)
+}
+
 /// Places a buffer of a function, or of what stands beside one, and returns the definition that names it; None if it is
 /// to stay in its pickle.
 #[pyfunction]
 pub(crate) fn define_buffer(buffer: &Bound<'_, PyAny>) -> Option<PyDefinition> {
-    let part = Placing::arguments(0)?.place(buffer)?;
+    if IN_BAND.get() {
+        return None;
+    }
+    let part = Placing::arguments(None)?.place(buffer)?;
     Some(PyDefinition::of(sent::definition(&part)))
 }
 

@@ -8,6 +8,7 @@ use crate::future::{Origin, Slot, Stream, function_name, new_future};
 use crate::map::{Feed, MapResults, MapState, Source};
 use crate::pool::{PoolMap, Shape};
 use crate::raw::serialization_error;
+use crate::sent::Sweep;
 use crate::{handover, known};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::intern;
@@ -497,7 +498,7 @@ impl Executor {
         let name = definition.get().name(function);
         // Taken out of its cell while it is filled: pickling may run code that submits.
         let mut item = SCRATCH.take();
-        let shape = write_call(args, kwargs, Some(0), &mut item);
+        let shape = write_call(args, kwargs, Where::Arena(None), &mut item);
         let submitted = shape.and_then(|shape| {
             self.refresh_world(py)?;
             let single = Single {
@@ -778,19 +779,29 @@ pub(crate) fn record<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, P
     Ok(definition)
 }
 
+/// Where the large buffers of an item go.
+pub(crate) enum Where {
+    /// Into shared memory; of a map's item, in this sweep of its input.
+    Arena(Option<Arc<Sweep>>),
+    /// They stay where they are.
+    Pickle,
+}
+
 /// Writes a value as one item of a block; what it refers to is noted there.
-/// `sweep`: of a map's input, or 0; None if its large buffers are to stay in the pickle.
 pub(crate) fn write_item(
     value: &Bound<'_, PyAny>,
     name: &str,
-    sweep: Option<u64>,
+    buffers: Where,
     block: &mut Block,
 ) -> PyResult<()> {
     if block.try_push(|row| codec::encode_scalar(value, row)) {
         return Ok(());
     }
     let py = value.py();
-    let placing = sweep.and_then(codec::Placing::arguments);
+    let placing = match buffers {
+        Where::Arena(sweep) => codec::Placing::arguments(sweep),
+        Where::Pickle => None,
+    };
     let placing = placing.as_ref();
     let byvalue = ffi::import(py, c"rightlane._byvalue")?;
     // A pickle that names what a worker can't import won't do.
@@ -832,17 +843,17 @@ thread_local! {
 fn write_call(
     args: &Bound<'_, PyTuple>,
     kwargs: Option<&Bound<'_, PyDict>>,
-    sweep: Option<u64>,
+    buffers: Where,
     block: &mut Block,
 ) -> PyResult<u32> {
     match kwargs {
         None => {
             // Alone, so that a path in a message begins with the argument's number.
-            write_item(args, "args", sweep, block)?;
+            write_item(args, "args", buffers, block)?;
             Ok(shape::SPREAD)
         }
         Some(_) => {
-            write_item(&codec::call_payload(args, kwargs)?, "call", sweep, block)?;
+            write_item(&codec::call_payload(args, kwargs)?, "call", buffers, block)?;
             Ok(shape::CALL)
         }
     }
@@ -1358,11 +1369,12 @@ fn remote_initializer(
     args: &Bound<'_, PyTuple>,
 ) -> PyResult<Initializer> {
     let py = function.py();
+    // It is sent to every worker there will ever be, also of a forked child: nothing of it lies in shared memory.
+    let outer = codec::keep_in_band(true);
     let made = (|| {
         let function = record(function)?;
         let mut items = Block::new();
-        // It is sent to every worker there will ever be: nothing of it is placed for one.
-        write_call(args, None, None, &mut items)?;
+        write_call(args, None, Where::Pickle, &mut items)?;
         let (arguments, needs) = items.into_only_item();
         Ok(Initializer {
             function: function.get().inner.clone(),
@@ -1370,6 +1382,7 @@ fn remote_initializer(
             needs,
         })
     })();
+    codec::keep_in_band(outer);
     made.map_err(
         |error: PyErr| match as_serialization_error(py, error, "the initializer") {
             Ok(exception) => PyErr::from_value(exception.into_bound(py)),

@@ -11,7 +11,7 @@
 
 use crate::codec;
 use crate::executor::{
-    Client, Executor, Lane, Local, LocalItems, Ticket, as_serialization_error, call_item,
+    Client, Executor, Lane, Local, LocalItems, Ticket, Where, as_serialization_error, call_item,
     is_unsendable, local_call, lock, nesting, record, shape, write_item,
 };
 use crate::ffi;
@@ -431,7 +431,7 @@ pub(crate) struct Source {
     /// How much was serialised.
     pub(crate) bytes: u64,
     /// While it is read.
-    sweep: Option<Sweep>,
+    sweep: Option<Arc<Sweep>>,
 }
 
 impl Source {
@@ -502,8 +502,9 @@ impl Source {
     pub(crate) fn push(&mut self, feed: &Feed, item: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = item.py();
         if self.spread && !item.is_exact_instance_of::<PyTuple>() {
-            // Whatever holds the arguments of a call.
+            // Whatever holds the arguments of a call; looking into it may run anything.
             let arguments = ffi::call_one(py.get_type::<PyTuple>().as_any(), item)?;
+            self.sweep = None;
             return self.push_one(feed, &arguments);
         }
         self.push_one(feed, item)
@@ -512,10 +513,7 @@ impl Source {
     fn push_one(&mut self, feed: &Feed, item: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = item.py();
         let state = &feed.state;
-        let sweep = self
-            .sweep
-            .as_mut()
-            .map_or(0, |sweep| sweep.number_for(item));
+        let sweep = self.sweep.clone().filter(|sweep| sweep.turn_to(item));
         match &mut self.way {
             Way::Inline => {
                 let outcome = call_item(self.function.bind(py), item, self.spread);
@@ -541,7 +539,7 @@ impl Source {
             }
             Way::Remote {
                 block, fall_back, ..
-            } => match write_item(item, "item", Some(sweep), block) {
+            } => match write_item(item, "item", Where::Arena(sweep), block) {
                 Ok(()) => {
                     self.unadded += 1;
                     self.bytes += block.last_bytes() as u64;

@@ -5,18 +5,18 @@
 //! only tells where to look: it counts as sent if its bytes are those that lie there, every one of them. That takes
 //! no longer than a copy, and no memory.
 //!
-//! Within a *sweep* they are not compared: items of one map that are read one after the other from a list or the like,
-//! and pickled without any code of the user's, which alone could change an array in between.
+//! Within a *sweep* they are not compared: arrays among the items of one map that are read one after the other from a
+//! list or the like, and pickled without any code of the user's. Only such code could change an array in between, but for
+//! other threads and signal handlers, which the caller of a map has to keep from its items.
 
 use crate::codec::Part;
 use crate::executor::lock;
 use crate::ffi::RawBuffer;
 use pyo3::prelude::*;
 use pyo3::types::{
-    PyBool, PyBytes, PyFloat, PyInt, PyIterator, PyList, PyRange, PyString, PyTuple, PyType,
+    PyBool, PyBytes, PyDict, PyFloat, PyInt, PyIterator, PyList, PyRange, PyString, PyTuple, PyType,
 };
 use rightlane_runtime::{Arena, Definition, Placement, Span};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 /// How many buffers are remembered.
@@ -31,46 +31,133 @@ struct Sent {
     bytes: usize,
     /// Only while somebody else holds it: no memory is kept for what may never come again.
     span: Weak<Span>,
-    /// The sweep in which it was met last.
-    sweep: u64,
-    /// From the second time in a sweep until its end.
-    pinned: Option<Arc<Span>>,
 }
 
-/// A stretch of a map's input during which no buffer changes.
+/// A stretch of a map's input during which no array changes.
 #[derive(Debug)]
-pub(crate) struct Sweep(u64);
+pub(crate) struct Sweep {
+    /// NumPy's class of arrays.
+    arrays: Py<PyType>,
+    inner: Mutex<Swept>,
+}
+
+#[derive(Debug, Default)]
+struct Swept {
+    /// The arrays of the item that is being pickled.
+    present: Vec<Py<PyAny>>,
+    /// Arrays that were placed in this sweep, alive, so that nothing else takes their place.
+    placed: Vec<(Py<PyAny>, usize, usize, Arc<Span>)>,
+}
+
+/// How many arrays are remembered for a sweep.
+const MOST_SWEPT: usize = 16;
 
 impl Sweep {
-    /// If the items of this iterator come without running any code of the user's.
-    pub(crate) fn of(iterator: &Bound<'_, PyAny>) -> Option<Sweep> {
-        is_steady(iterator).unwrap_or(false).then(Sweep::begin)
+    /// If the items of this iterator come without running any code of the user's, and there may be arrays among them.
+    pub(crate) fn of(iterator: &Bound<'_, PyAny>) -> Option<Arc<Sweep>> {
+        let arrays = class_of_arrays(iterator.py()).ok().flatten()?;
+        is_steady(iterator).unwrap_or(false).then(|| {
+            Arc::new(Sweep {
+                arrays: arrays.unbind(),
+                inner: Mutex::default(),
+            })
+        })
     }
 
-    fn begin() -> Sweep {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Sweep(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// Its number, by which an item of it is pickled; 0 if that may run code of the user's, which ends it.
-    pub(crate) fn number_for(&mut self, item: &Bound<'_, PyAny>) -> u64 {
-        if is_plain(item, 2) {
-            return self.0;
+    /// The next item is this one. False if pickling it may run code of the user's: then nothing counts that was before.
+    pub(crate) fn turn_to(&self, item: &Bound<'_, PyAny>) -> bool {
+        let mut present = Vec::new();
+        let plain = self.is_plain(item, 2, &mut present);
+        if !plain {
+            present.clear();
         }
-        *self = Sweep::begin();
-        0
+        let old = {
+            let mut inner = lock(&self.inner);
+            let placed = if plain {
+                Vec::new()
+            } else {
+                std::mem::take(&mut inner.placed)
+            };
+            (std::mem::replace(&mut inner.present, present), placed)
+        };
+        drop(old);
+        plain
+    }
+
+    /// Whether pickling it runs no code but that of Python and NumPy.
+    fn is_plain(&self, value: &Bound<'_, PyAny>, depth: u32, found: &mut Vec<Py<PyAny>>) -> bool {
+        if let Ok(parts) = value.cast_exact::<PyTuple>() {
+            let mut parts = parts.iter_borrowed();
+            return depth > 0 && parts.all(|part| self.is_plain(&part, depth - 1, found));
+        }
+        if value.get_type().is(self.arrays.bind(value.py())) {
+            found.push(value.clone().unbind());
+            return is_plain_array(value).unwrap_or(false);
+        }
+        value.is_none()
+            || value.is_exact_instance_of::<PyInt>()
+            || value.is_exact_instance_of::<PyFloat>()
+            || value.is_exact_instance_of::<PyString>()
+            || value.is_exact_instance_of::<PyBytes>()
+            || value.is_exact_instance_of::<PyBool>()
+    }
+
+    /// Where an array of the present item lies, which was placed before.
+    fn find(&self, address: usize, bytes: usize) -> Option<Arc<Span>> {
+        let inner = lock(&self.inner);
+        let (_, _, _, span) = inner.placed.iter().find(|(array, at, len, _)| {
+            (*at, *len) == (address, bytes) && inner.present.iter().any(|one| one.is(array))
+        })?;
+        Some(span.clone())
+    }
+
+    /// These bytes have been placed there.
+    fn remember(&self, py: Python<'_>, address: usize, bytes: usize, span: &Arc<Span>) {
+        let present: Vec<_> = lock(&self.inner)
+            .present
+            .iter()
+            .map(|array| array.clone_ref(py))
+            .collect();
+        // Of an array whose memory that is not, nothing is known.
+        let own = present
+            .into_iter()
+            .find(|array| address_of(array.bind(py)).is_ok_and(|found| found == address));
+        let Some(own) = own else { return };
+        let dropped = {
+            let mut inner = lock(&self.inner);
+            let full = inner.placed.len() == MOST_SWEPT;
+            let dropped = full.then(|| inner.placed.remove(0));
+            inner.placed.push((own, address, bytes, span.clone()));
+            dropped
+        };
+        drop(dropped);
     }
 }
 
-impl Drop for Sweep {
-    fn drop(&mut self) {
-        let pinned: Vec<_> = lock(&SENT)
-            .iter_mut()
-            .filter(|sent| sent.sweep == self.0)
-            .filter_map(|sent| sent.pinned.take())
-            .collect();
-        drop(pinned);
-    }
+/// NumPy's class of arrays, if anybody has imported it and they are pickled as NumPy has it.
+fn class_of_arrays(py: Python<'_>) -> PyResult<Option<Bound<'_, PyType>>> {
+    let modules = py.import("sys")?.getattr("modules")?;
+    let Ok(numpy) = modules.get_item("numpy") else {
+        return Ok(None);
+    };
+    let arrays = numpy.getattr("ndarray")?.cast_into::<PyType>()?;
+    let table = py.import("copyreg")?.getattr("dispatch_table")?;
+    let usual = !table.cast_into::<PyDict>()?.contains(&arrays)?;
+    Ok(usual.then_some(arrays))
+}
+
+/// Whether an array's elements are plain, too.
+fn is_plain_array(array: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let dtype = array.getattr("dtype")?;
+    let has = |name: &str| Ok::<_, PyErr>(!dtype.getattr(name)?.is_none());
+    let of_objects: bool = dtype.getattr("hasobject")?.extract()?;
+    Ok(!of_objects && !has("metadata")? && !has("fields")? && !has("subdtype")?)
+}
+
+fn address_of(array: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let interface = array.getattr("__array_interface__")?;
+    let (address, _): (usize, bool) = interface.get_item("data")?.extract()?;
+    Ok(address)
 }
 
 fn is_steady(iterator: &Bound<'_, PyAny>) -> PyResult<bool> {
@@ -104,83 +191,53 @@ fn is_steady(iterator: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(true)
 }
 
-/// Whether pickling it runs no code but that of Python and NumPy.
-fn is_plain(value: &Bound<'_, PyAny>, depth: u32) -> bool {
-    if let Ok(parts) = value.cast_exact::<PyTuple>() {
-        return depth > 0 && parts.iter_borrowed().all(|part| is_plain(&part, depth - 1));
-    }
-    value.is_none()
-        || value.is_exact_instance_of::<PyInt>()
-        || value.is_exact_instance_of::<PyFloat>()
-        || value.is_exact_instance_of::<PyString>()
-        || value.is_exact_instance_of::<PyBytes>()
-        || value.is_exact_instance_of::<PyBool>()
-        || is_array(value).unwrap_or(false)
-}
-
-/// Whether it is an array of NumPy's, and not one of objects.
-fn is_array(value: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let modules = value.py().import("sys")?.getattr("modules")?;
-    let Ok(numpy) = modules.get_item("numpy") else {
-        return Ok(false);
-    };
-    let kind = numpy.getattr("ndarray")?.cast_into::<PyType>()?;
-    let of_objects = || {
-        value
-            .getattr("dtype")?
-            .getattr("hasobject")?
-            .extract::<bool>()
-    };
-    Ok(value.get_type().is(&kind) && !of_objects()?)
-}
-
 /// Where these bytes lie, sent before or now; None where there is no room.
 pub(crate) fn place(
     py: Python<'_>,
     buffer: &RawBuffer<'_>,
     arena: &Arc<Arena>,
-    sweep: u64,
+    sweep: Option<&Sweep>,
 ) -> Option<Arc<Span>> {
     let (address, bytes) = (buffer.address(), buffer.bytes());
+    if let Some(span) = sweep.and_then(|sweep| sweep.find(address, bytes)) {
+        return Some(span);
+    }
     let known = lock(&SENT)
         .iter()
         .rev()
         .find(|sent| sent.address == address && sent.bytes == bytes)
-        .and_then(|sent| Some((sent.span.upgrade()?, sent.sweep)));
-    if let Some((span, last)) = known
-        && span.is_of(arena)
-    {
-        let swept = sweep > 0 && last == sweep;
-        if swept || buffer.equals(py, &span) {
-            remember(address, bytes, &span, sweep, swept);
-            return Some(span);
+        .and_then(|sent| sent.span.upgrade());
+    let known = known.filter(|span| span.is_of(arena) && buffer.equals(py, span));
+    let span = match known {
+        Some(span) => span,
+        None => {
+            let span = Arc::new(arena.reserve(bytes)?);
+            buffer.copy(py, &span);
+            remember(address, bytes, &span);
+            span
         }
+    };
+    if let Some(sweep) = sweep {
+        sweep.remember(py, address, bytes, &span);
     }
-    let span = Arc::new(arena.reserve(bytes)?);
-    buffer.copy(py, &span);
-    remember(address, bytes, &span, sweep, false);
     Some(span)
 }
 
-fn remember(address: usize, bytes: usize, span: &Arc<Span>, sweep: u64, pin: bool) {
+fn remember(address: usize, bytes: usize, span: &Arc<Span>) {
     let mut all = lock(&SENT);
-    let at = all
+    let known = all
         .iter()
-        .rposition(|sent| sent.address == address && sent.bytes == bytes);
-    let before = match at {
-        Some(at) => Some(all.remove(at)),
-        None if all.len() == MOST => Some(all.remove(0)),
-        None => None,
-    };
+        .position(|sent| sent.address == address && sent.bytes == bytes);
+    match known {
+        Some(at) => drop(all.remove(at)),
+        None if all.len() == MOST => drop(all.remove(0)),
+        None => {}
+    }
     all.push(Sent {
         address,
         bytes,
         span: Arc::downgrade(span),
-        sweep,
-        pinned: pin.then(|| span.clone()),
     });
-    drop(all);
-    drop(before);
 }
 
 /// The definition by which functions name this buffer.

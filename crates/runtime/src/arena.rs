@@ -479,6 +479,11 @@ impl Span {
         self.mapping.is_written(in_region, len)
     }
 
+    /// Whether it lies in a worker's arena.
+    pub(crate) fn is_of_results(&self) -> bool {
+        self.arena.of_results
+    }
+
     /// Whether it lies in this arena, and not in one that was given up.
     pub fn is_of(&self, arena: &Arc<Arena>) -> bool {
         Arc::ptr_eq(&self.arena, arena)
@@ -523,18 +528,42 @@ impl Drop for Span {
 /// The arena for arguments of this process. None: not made yet. None in it: there is none to be had.
 static MINE: Mutex<Option<Option<Arc<Arena>>>> = Mutex::new(None);
 
-/// How many executors may use it.
+/// How many executors and others may use it.
 static STAYING: AtomicUsize = AtomicUsize::new(0);
 
-/// The arena for arguments of this process, if memory files are to be had.
-pub fn mine() -> Option<Arc<Arena>> {
+/// The arena for arguments of this process, if memory files are to be had. It stays the one that workers know while
+/// what is returned, an executor or a span of it lives.
+pub fn mine() -> Option<Mine> {
+    let stay = Stay::new();
     let make = || create_file().ok().map(Arena::of_arguments);
-    lock(&MINE).get_or_insert_with(make).clone()
+    let arena = lock(&MINE).get_or_insert_with(make).clone()?;
+    Some(Mine { arena, _stay: stay })
+}
+
+/// See [`mine`].
+#[derive(Clone, Debug)]
+pub struct Mine {
+    arena: Arc<Arena>,
+    _stay: Stay,
+}
+
+impl std::ops::Deref for Mine {
+    type Target = Arc<Arena>;
+
+    fn deref(&self) -> &Arc<Arena> {
+        &self.arena
+    }
 }
 
 /// While an executor has one, memory of its arguments is kept for the next ones.
 #[derive(Debug)]
 pub(crate) struct Stay(u32);
+
+impl Clone for Stay {
+    fn clone(&self) -> Stay {
+        Stay::new()
+    }
+}
 
 impl Stay {
     pub(crate) fn new() -> Stay {
@@ -557,12 +586,12 @@ fn close_unused() {
     let mut mine = lock(&MINE);
     let unused = match &*mine {
         _ if STAYING.load(Ordering::SeqCst) > 0 => None,
-        Some(Some(arena)) if arena.used_bytes() == 0 => mine.take(),
-        Some(Some(arena)) => {
+        Some(Some(arena)) if arena.used_bytes() > 0 => {
             arena.empty_idle();
             None
         }
-        _ => None,
+        // Where there was none to be had, there may be next time.
+        _ => mine.take(),
     };
     drop(mine);
     drop(unused);

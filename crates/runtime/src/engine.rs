@@ -6,7 +6,7 @@
 //! that one; so neither can wait for the other. What a call held is dropped after the lock is
 //! released, because dropping may run foreign code.
 
-use crate::arena::{self, Arena, Placement, Span};
+use crate::arena::{self, Placement, Span};
 use crate::client::{AnswerBytes, Client, End, Loss, Run};
 use crate::definition::Definition;
 use crate::engine::waiting::{Care, Rest, Signals};
@@ -1429,7 +1429,7 @@ impl<C: Client> Floor<C> {
         &mut self,
         worker: WorkerId,
         world: WorldId,
-        arena: Option<Arc<Arena>>,
+        arena: Option<arena::Mine>,
     ) -> io::Result<()> {
         let membership = self
             .membership

@@ -138,9 +138,11 @@ pub(crate) fn in_worker(results: &Arc<Arena>) {
 pub(crate) fn before_fork() {
     let homes: Vec<_> = lock(&HOMES).values().filter_map(Weak::upgrade).collect();
     for home in &homes {
-        if !home.private.load(Ordering::Relaxed) {
-            // Where that fails there is no memory for a mapping, and hardly any for a process.
-            let _ = home.make_private();
+        // Where that fails there is no memory for a mapping, and hardly any for a process.
+        let private = home.private.load(Ordering::Relaxed) || home.make_private().is_some();
+        if private && home.span.is_of_results() {
+            // Its region will be used for other results, while the child still looks there.
+            home.span.make_own();
         }
     }
 }

@@ -21,19 +21,12 @@ pub(crate) enum News {
 
 #[derive(Debug, Default)]
 pub(crate) struct Loans {
-    /// Of what every worker gets as it starts.
-    always: Vec<Arc<Span>>,
     by_piece: VecDeque<(u64, Vec<Arc<Span>>)>,
     /// By where they begin; with the number of views that the worker has kept of each.
     kept: BTreeMap<u64, (Arc<Span>, usize)>,
 }
 
 impl Loans {
-    /// For as long as the worker lives.
-    pub(crate) fn lend_always(&mut self, spans: &[Arc<Span>]) {
-        self.always.extend_from_slice(spans);
-    }
-
     /// The piece of this number has been sent, with these.
     pub(crate) fn lend<'a>(&mut self, seq: u64, spans: impl Iterator<Item = &'a Arc<Span>>) {
         let mut lent: Vec<Arc<Span>> = Vec::new();
@@ -73,8 +66,7 @@ impl Loans {
             *views += 1;
             return true;
         }
-        let by_piece = self.by_piece.iter().flat_map(|(_, spans)| spans);
-        let mut lent = by_piece.chain(&self.always);
+        let mut lent = self.by_piece.iter().flat_map(|(_, spans)| spans);
         let Some(span) = lent.find(|span| span.contains(place)) else {
             return false;
         };
