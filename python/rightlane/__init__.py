@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rightlane._compare import compare as compare
     from rightlane._errors import BrokenExecutor as BrokenExecutor
     from rightlane._errors import DeserializationError as DeserializationError
+    from rightlane._errors import QueueFull as QueueFull
     from rightlane._errors import RemoteTraceback as RemoteTraceback
     from rightlane._errors import RightlaneError as RightlaneError
     from rightlane._errors import SerializationError as SerializationError
@@ -46,6 +47,7 @@ __all__ = [
     "ExecutorView",
     "Future",
     "Pool",
+    "QueueFull",
     "RemoteTraceback",
     "RightlaneError",
     "Row",
@@ -71,6 +73,7 @@ _HOME = {
     "ExecutorView": "_executor",
     "Future": "_future",
     "Pool": "_pool",
+    "QueueFull": "_errors",
     "RemoteTraceback": "_errors",
     "RightlaneError": "_errors",
     "Row": "_compare",

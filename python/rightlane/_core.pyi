@@ -128,6 +128,8 @@ class Engine:
         max_tasks_per_child: int | None = None,
         idle_s: float | None = None,
         shared: bool = False,
+        max_pending: int | None = None,
+        standard: bool = False,
     ) -> Engine: ...
     def submit(
         self,
@@ -137,6 +139,18 @@ class Engine:
         kwargs: dict[str, Any] | None,
         future_class: type[Any] | None = None,
     ) -> Any: ...
+    def try_submit(
+        self,
+        lane: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+    ) -> Any: ...
+    @property
+    def pending(self) -> tuple[int, int]: ...
+    @property
+    def most_pending(self) -> tuple[int, int]: ...
+    def assume_memory(self, free_bytes: int) -> None: ...
     def pool_map(
         self,
         lane: str,

@@ -34,6 +34,7 @@ class _Pool(_executor.Executor):
     _initializer: Callable[..., object] | None
     _initargs: tuple[Any, ...]
     _ended: bool
+    _standard = True
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ that copy them.
 from __future__ import annotations
 
 import pickle
+import queue
 import signal as _signal
 from concurrent.futures.process import BrokenProcessPool
 from concurrent.futures.thread import BrokenThreadPool
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BrokenExecutor",
     "DeserializationError",
+    "QueueFull",
     "RemoteTraceback",
     "RightlaneError",
     "SerializationError",
@@ -40,6 +42,15 @@ class BrokenExecutor(RightlaneError, BrokenProcessPool, BrokenThreadPool):
     Raised when an initializer fails, when workers fail to start three times in a row without running a task,
     and for what was pending at `shutdown(kill=True)`. The cause, where there is one, is `__cause__`. Make a
     new executor.
+    """
+
+
+class QueueFull(RightlaneError, queue.Full):
+    """The executor has as many pending tasks, or bytes of their arguments, as it may: the call was refused.
+
+    Raised by `Executor.try_submit`, and by `submit` and `map` where they would have to wait and must not: in
+    a callback on the completion thread, where an asyncio event loop runs, and in a task on a thread of the
+    same executor. Try again when some tasks have ended.
     """
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import math
+import operator
 import os
 import sys
 import threading
@@ -44,7 +46,12 @@ class ExecutorView(concurrent.futures.Executor):
         self._lane = lane
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run `fn(*args, **kwargs)` in the lane and return its future, at once.
+        """Run `fn(*args, **kwargs)` in the lane and return its future, at once, if the executor is not full.
+
+        Where as much is pending as may be (`max_pending`), it waits until there is room; Ctrl-C and other
+        signals interrupt that. It never waits in a callback on the completion thread, where an asyncio event
+        loop runs, and in a task on a thread of the same executor, whose slot may be what is waited for: there
+        it raises `QueueFull` instead.
 
         In the process lane the function and its arguments are pickled here, in the calling thread: what
         happens to them afterwards does not reach the task. Functions, classes, lambdas and closures of
@@ -65,6 +72,8 @@ class ExecutorView(concurrent.futures.Executor):
             The executor was shut down, or the interpreter is exiting.
         BrokenExecutor
             An initializer failed, or workers could not be started.
+        QueueFull
+            The executor is full, and the caller must not wait.
 
         What cannot be pickled fails the future with `SerializationError`, except in lane "auto", where it
         runs in a thread. May be called from any thread.
@@ -75,6 +84,32 @@ class ExecutorView(concurrent.futures.Executor):
         3
         """
         future: Future[T] = self._engine.submit(self._lane, fn, args, kwargs)
+        return future
+
+    def try_submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """As `submit`, but never waits: raises `QueueFull` at once where the executor is full.
+
+        Parameters
+        ----------
+        fn : callable
+            What to run.
+        *args, **kwargs
+            Its arguments, all of them.
+
+        Raises
+        ------
+        QueueFull
+            As many tasks, or bytes of arguments, are pending as may be; nothing was accepted. It is a
+            `queue.Full` as well.
+
+        Other errors as of `submit`. An inline executor is never full. May be called from any thread.
+
+        >>> import rightlane as rl
+        >>> with rl.Executor(2, max_pending=2) as ex:
+        ...     ex.try_submit(pow, 2, 5).result(timeout=60)
+        32
+        """
+        future: Future[T] = self._engine.try_submit(self._lane, fn, args, kwargs)
         return future
 
     def map(
@@ -88,9 +123,11 @@ class ExecutorView(concurrent.futures.Executor):
         """Run `fn` on each item, and yield the results in order. The work starts at the call.
 
         Items travel in batches sized by measured time; errors stay per item. Inputs whose length is known are
-        read at the call. Others are read at most 10,000 items ahead of the iteration; `shutdown(wait=True)`
-        and the end of `with` read on until such an input ends. An endless input needs iteration or
-        `buffersize`.
+        read at the call, which waits, as `submit` does, while the executor is full. Others are read ahead of
+        the iteration: at most 10,000 items, or `max_pending` if that is less, and about 256 MiB of arguments
+        and results that nobody has taken, or as many as keep the workers busy within the bound in bytes. So
+        an endless input of large arrays runs in constant memory. `shutdown(wait=True)` and the end of `with`
+        read on until such an input ends. An endless input needs iteration or `buffersize`.
 
         A map that is never iterated runs all the same. Dropping or closing a partly iterated one cancels the
         rest, and so does an exception that it raises.
@@ -114,6 +151,9 @@ class ExecutorView(concurrent.futures.Executor):
         TypeError, ValueError
             An argument makes no sense. Whatever reading an iterable raises at the call is raised here, later
             on in its place among the results.
+        QueueFull
+            The executor is full, and the caller must not wait, as with `submit`. What was begun is
+            cancelled.
 
         >>> import rightlane as rl
         >>> with rl.Executor() as ex:
@@ -132,7 +172,7 @@ class ExecutorView(concurrent.futures.Executor):
         return self._engine.map(self._lane, fn, items, spread, sized, buffersize, timeout, chunksize)
 
     def options(self, *, lane: Lane | None = None) -> ExecutorView:
-        """The same pool, with other options, as an object with `submit` and `map`.
+        """The same pool, with other options, as an object with `submit`, `try_submit` and `map`.
 
         Options are not mixed with the function's own keywords this way.
 
@@ -199,6 +239,15 @@ class Executor(ExecutorView):
         How many tasks one worker process runs, at least 1; then it ends in good order (`atexit` handlers run,
         threads are joined) and another takes its place. Items of a map count one by one, however they travel.
         Default: no limit. Threads and inline tasks know none.
+    max_pending : int or math.inf, optional
+        How many tasks may be accepted and not have ended, over all lanes, at least 1; `submit` waits while
+        there are so many, `try_submit` raises `QueueFull`. Default: as many as take a sixteenth of the free
+        memory at 256 bytes each, at least 1,000,000. The bytes of their arguments (pickles, and arrays placed
+        in shared memory) are bounded, too, with and without `max_pending`: by a quarter of the free memory,
+        at least 16 MiB; a task that is larger than that is accepted when no other's arguments are kept. Free
+        is what the machine and every control group leave, less a margin, when it first matters. `math.inf`
+        lifts both bounds. Threads share their arguments, so only their number counts. A map over a `range`
+        keeps nothing for its numbers; they count only where `max_pending` is a number.
     thread_name_prefix : str
         Names of lane threads begin with it.
 
@@ -225,6 +274,10 @@ class Executor(ExecutorView):
     [0, 1, 4, 9]
     """
 
+    # Whether it stands for a pool of the standard library, which accepts everything: where a caller must not
+    # wait for room, its calls are accepted beyond the bounds.
+    _standard = False
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -233,6 +286,7 @@ class Executor(ExecutorView):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         max_tasks_per_child: int | None = None,
+        max_pending: float | None = None,
         thread_name_prefix: str = "",
     ) -> None:
         lane = _lane(lane)
@@ -243,11 +297,21 @@ class Executor(ExecutorView):
         workers = _default_workers(lane) if max_workers is None else _workers(max_workers)
         _at_least_one("max_tasks_per_child", max_tasks_per_child)
         tasks = None if max_tasks_per_child is None else min(int(max_tasks_per_child), _NO_LIMIT)
+        pending = _max_pending(max_pending)
         processes = lane in ("auto", "process")
         if processes:
             _prepare_template()
         name = thread_name_prefix or f"rightlane-{_next_number()}"
-        engine = _native.Engine(workers, processes, initializer, tuple(initargs), name, tasks)
+        engine = _native.Engine(
+            workers,
+            processes,
+            initializer,
+            tuple(initargs),
+            name,
+            tasks,
+            max_pending=pending,
+            standard=self._standard,
+        )
         if processes:
             _import_pickling()
         super().__init__(engine, lane)
@@ -318,6 +382,16 @@ def _at_least_one(name: str, value: object) -> None:
         raise TypeError(f"{name} must be an integer or None, not {type(value).__name__}")
     if value.__index__() < 1:  # type: ignore[attr-defined]
         raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+def _max_pending(max_pending: object) -> int | None:
+    """As the engine takes it: 0 lifts the bounds."""
+    if isinstance(max_pending, float) and max_pending == math.inf:
+        return 0
+    if isinstance(max_pending, float):
+        raise TypeError(f"max_pending must be an integer, math.inf or None, not {max_pending!r}")
+    _at_least_one("max_pending", max_pending)
+    return None if max_pending is None else min(operator.index(max_pending), _NO_LIMIT)  # type: ignore[arg-type]
 
 
 _prepared = False

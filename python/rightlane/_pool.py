@@ -495,7 +495,9 @@ class Pool(_standard.Pool):  # type: ignore[misc]
         name = f"rightlane-pool-{_executor._next_number()}"
         workers = min(number, _executor._MOST_WORKERS)
         tasks = None if maxtasksperchild is None else min(maxtasksperchild, _executor._NO_LIMIT)
-        self._engine = _native.Engine(workers, processes_wanted, initializer, tuple(initargs), name, tasks)
+        self._engine = _native.Engine(
+            workers, processes_wanted, initializer, tuple(initargs), name, tasks, standard=True
+        )
         if processes_wanted:
             _executor._import_pickling()
         self._processes = number

@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 ///
 /// Not a cell that makes others wait while it is filled: filling imports, which lets other threads run, and
 /// one of them may fork the process; in the child nobody would ever finish (invariant 6). Here two threads may
-/// look up the same name, and the first answer is kept.
+/// look up the same name, and the first answer is kept. `pyo3::intern!` is such a cell, too: strings are interned at
+/// each use instead.
 #[derive(Debug)]
 pub(crate) struct Cached {
     module: &'static CStr,

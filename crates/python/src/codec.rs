@@ -10,7 +10,6 @@ use crate::ffi;
 use crate::sent;
 use crate::sent::Sweep;
 use pyo3::exceptions::PyValueError;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyString, PyTuple};
 use rightlane_runtime::arena::{LARGE_BYTES, Mine};
@@ -129,12 +128,18 @@ pub(crate) struct Part {
     pub(crate) span: Arc<Span>,
     /// All of it or, of a home, a part.
     pub(crate) placement: Placement,
+    /// It was placed now, and not sent before.
+    pub(crate) new: bool,
 }
 
-impl From<Arc<Span>> for Part {
-    fn from(span: Arc<Span>) -> Part {
+impl Part {
+    pub(crate) fn whole(span: Arc<Span>, new: bool) -> Part {
         let placement = span.placement();
-        Part { span, placement }
+        Part {
+            span,
+            placement,
+            new,
+        }
     }
 }
 
@@ -152,7 +157,7 @@ impl<'py> Pickled<'py> {
         if bytes.len() >= LARGE_BYTES
             && let Some(span) = placing.and_then(|to| ffi::place(py, to.arena(), bytes))
         {
-            self.parts.insert(0, Arc::new(span).into());
+            self.parts.insert(0, Part::whole(Arc::new(span), true));
             return PLACED_PICKLE;
         }
         PICKLE
@@ -176,7 +181,7 @@ pub(crate) fn write_argument(
         .flat_map(|part| part.placement.to_bytes())
         .collect();
     let count = pickled.parts.len() as u32;
-    block.place(pickled.parts.into_iter().map(|part| part.span));
+    block.place(pickled.parts.into_iter().map(|part| (part.span, part.new)));
     block.push(|row| {
         if count > 0 {
             row.push(PLACED);
@@ -237,7 +242,7 @@ fn unpickle_placed<'py>(
         _ => return Err(garbled()),
     };
     let kwargs = PyDict::new(py);
-    kwargs.set_item(intern!(py, "buffers"), buffers)?;
+    kwargs.set_item(PyString::intern(py, "buffers"), buffers)?;
     let args = PyTuple::new(py, [pickle])?;
     ffi::call(LOADS.get(py)?, &args, Some(&kwargs))
 }
@@ -347,9 +352,14 @@ impl Placing {
             Placing::Arguments(arena, sweep) => {
                 let lent = home.and_then(|home| home.lend(arena, address, bytes));
                 if let Some((span, placement)) = lent {
-                    return Some(Part { span, placement });
+                    let new = false;
+                    return Some(Part {
+                        span,
+                        placement,
+                        new,
+                    });
                 }
-                Some(sent::place(py, &raw, arena, sweep.as_deref())?.into())
+                sent::place(py, &raw, arena, sweep.as_deref())
             }
             Placing::Results(arena, lent_homes) => {
                 // Its reader frees all of it, and writes there: half a home is copied, and so is one the second time.
@@ -363,11 +373,11 @@ impl Placing {
                     && let Some((span, _)) = home.lend(arena, address, bytes)
                 {
                     lent_homes.borrow_mut().push(Arc::downgrade(&home));
-                    return Some(span.into());
+                    return Some(Part::whole(span, false));
                 }
                 let span = arena.reserve(bytes)?;
                 raw.copy(py, &span);
-                Some(Arc::new(span).into())
+                Some(Part::whole(Arc::new(span), true))
             }
         }
     }

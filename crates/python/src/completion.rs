@@ -7,6 +7,7 @@ use crate::ffi;
 use crate::future::Slot;
 use pyo3::prelude::*;
 use rightlane_runtime::sys::futex::{self, Scope};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +28,15 @@ static QUEUE: Mutex<Queue> = Mutex::new(Queue {
 });
 static BELL: AtomicU32 = AtomicU32::new(0);
 static THREAD: Mutex<Option<Py<PyAny>>> = Mutex::new(None);
+
+thread_local! {
+    static HERE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the caller runs on the completion thread, in a callback.
+pub(crate) fn is_here() -> bool {
+    HERE.get()
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -84,6 +94,7 @@ pub(crate) fn start(py: Python<'_>) -> PyResult<()> {
 /// The thread's `run`.
 #[pyfunction]
 pub(crate) fn run_completions(py: Python<'_>) {
+    HERE.set(true);
     loop {
         let seen = BELL.load(Ordering::SeqCst);
         let next = {

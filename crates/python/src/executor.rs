@@ -11,13 +11,12 @@ use crate::raw::serialization_error;
 use crate::sent::Sweep;
 use crate::{handover, known};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTypeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyDict, PyString, PyTuple, PyType};
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{
-    Block, Breakage, CallId, End, Engine, Initializer, Limits, Plan, Refused, Run, Single,
-    SubmitError, ThreadDone, ThreadNext, ThreadPiece,
+    Amount, Attended, Block, Breakage, CallId, End, Engine, Initializer, Limits, MaxPending,
+    Patience, Plan, Refused, Room, Run, Single, SubmitError, ThreadDone, ThreadNext, ThreadPiece,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -61,6 +60,21 @@ fn open_executors() -> Vec<Arc<Executor>> {
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// What becomes of what there is no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WhenFull {
+    /// It waits, unless its caller must not: then it is refused, or, by what stands for a pool of the standard library,
+    /// accepted all the same.
+    Ask,
+    /// It is refused.
+    Refuse,
+    /// It waits, whoever the caller is.
+    Wait,
+}
+
+/// An item whose arguments are not kept by the engine.
+pub(crate) const ONE: Amount = Amount { items: 1, bytes: 0 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
@@ -321,6 +335,10 @@ pub(crate) struct Executor {
     threads_rested: AtomicU32,
     /// Whether it is one of those of `rightlane._shared`.
     shared: bool,
+    /// Whether it stands for a pool of the standard library, which refuses nothing for want of room.
+    standard: bool,
+    /// Whether the user has said how much may be pending.
+    pub(crate) max_pending: Option<u64>,
     /// The level of what its lane threads run, or more where the caller's is higher.
     task_level: Level,
     /// What a lane thread's initializer raised.
@@ -341,6 +359,10 @@ impl Executor {
 
     pub(crate) fn cancel(&self, call: CallId, item: u64) -> bool {
         self.engine.cancel(call, item)
+    }
+
+    fn refuses(&self) -> bool {
+        EXITING.load(Ordering::Relaxed) || self.engine.refusal().is_some()
     }
 
     /// Why nothing is accepted, as an exception, if nothing is.
@@ -369,7 +391,109 @@ impl Executor {
         match error {
             SubmitError::Refused(refused) => self.refusal_error(py, refused),
             SubmitError::Os(error) => PyErr::from(error),
+            SubmitError::Full(_) => self.queue_full(py, "there is no room"),
         }
+    }
+
+    /// Why nothing is accepted, or whether there is room for what takes none; waits for it as `when` says.
+    fn admit(&self, py: Python<'_>, when: WhenFull) -> PyResult<()> {
+        loop {
+            if EXITING.load(Ordering::Relaxed) {
+                return self.check_open(py);
+            }
+            match self.engine.admits() {
+                Ok(true) => return Ok(()),
+                Ok(false) => {
+                    if self.make_room(py, ONE, when, || self.refuses())? == Room::Beyond {
+                        return Ok(());
+                    }
+                }
+                Err(refused) => return Err(self.refusal_error(py, refused)),
+            }
+        }
+    }
+
+    /// There is no room for so much: waits until there may be, or says that it is to be accepted all the same, or
+    /// raises `QueueFull`. `over`: nobody needs the room any more.
+    pub(crate) fn make_room(
+        &self,
+        py: Python<'_>,
+        more: Amount,
+        when: WhenFull,
+        over: impl Fn() -> bool,
+    ) -> PyResult<Room> {
+        match when {
+            WhenFull::Refuse => return Err(self.queue_full(py, "submit() would wait")),
+            WhenFull::Ask => {
+                if let Some(why) = self.why_not_wait(py)? {
+                    return match self.standard {
+                        true => Ok(Room::Beyond),
+                        false => Err(self.queue_full(py, why)),
+                    };
+                }
+            }
+            WhenFull::Wait => {}
+        }
+        let engine = &self.engine;
+        let mut patience = Patience::default();
+        // In this order: whoever makes it over from here on changes the word.
+        while let Some((bell, seen)) = engine.wait_for_room(more)
+            && !over()
+        {
+            let changed = || bell.load(Ordering::SeqCst) != seen;
+            match py.detach(|| engine.attend(None, &mut patience, changed)) {
+                Attended::Ready | Attended::TimedOut => {}
+                Attended::Interrupted => py.check_signals()?,
+                Attended::Taken => {
+                    let watch = engine.watch();
+                    let nap = crate::future::until_signals(None);
+                    let waited = py.detach(|| futex::wait(bell, seen, nap, Scope::Private));
+                    engine.unwatch(watch);
+                    if waited != Waited::Woken {
+                        py.check_signals()?;
+                    }
+                }
+            }
+        }
+        Ok(Room::Needed)
+    }
+
+    /// Why the caller must not wait for room, if it mustn't.
+    fn why_not_wait(&self, py: Python<'_>) -> PyResult<Option<&'static str>> {
+        if crate::completion::is_here() {
+            // It tells everybody of ends, and may not be kept from that.
+            return Ok(Some("a callback must not wait"));
+        }
+        if LANE_OF.get() == std::ptr::from_ref(self) as usize {
+            // The slot that it holds may be what others wait for.
+            return Ok(Some("a task must not wait for its own executor"));
+        }
+        // Without cells that are filled at the first use: another thread may fork in that moment, and the child would
+        // wait for the end of it.
+        let modules = ffi::import(py, c"sys")?.getattr("modules")?;
+        if let Ok(asyncio) = modules.get_item("asyncio.events")
+            && !ffi::call_method(&asyncio, "_get_running_loop", ())?.is_none()
+        {
+            return Ok(Some("an event loop must not wait"));
+        }
+        Ok(None)
+    }
+
+    /// A `QueueFull`.
+    fn queue_full(&self, py: Python<'_>, why: &str) -> PyErr {
+        let (pending, most) = (self.engine.pending(), self.engine.most_pending());
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let message = format!(
+            "{why}: {} tasks with {:.1} MiB of arguments are pending, \
+             and at most {} with {:.1} MiB may be; try again when some have ended, or set max_pending",
+            pending.items,
+            mib(pending.bytes),
+            most.items,
+            mib(most.bytes)
+        );
+        let made = ffi::import(py, c"rightlane._errors")
+            .and_then(|errors| ffi::call_method(&errors, "QueueFull", (message,)));
+        made.map_or_else(|error| error, PyErr::from_value)
     }
 
     /// A `BrokenExecutor` with its cause.
@@ -441,9 +565,13 @@ impl Executor {
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
         class: Option<&Bound<'_, PyType>>,
+        when: WhenFull,
     ) -> PyResult<Py<PyAny>> {
         let py = function.py();
-        self.check_open(py)?;
+        match lane {
+            Lane::Inline => self.check_open(py)?,
+            Lane::Auto | Lane::Process | Lane::Thread => self.admit(py, when)?,
+        }
         let kwargs = kwargs.filter(|kwargs| !kwargs.is_empty());
         let (future, slot) = new_future(py, class)?;
         let known = match lane {
@@ -455,17 +583,17 @@ impl Executor {
         }
         match lane {
             Lane::Inline => slot.settle_local(call(function, args, kwargs)),
-            Lane::Thread => self.submit_thread(slot, function, args, kwargs)?,
+            Lane::Thread => self.submit_thread(slot, function, args, kwargs, when)?,
             Lane::Process | Lane::Auto => {
-                match self.submit_process(&slot, function, known, args, kwargs) {
+                match self.submit_process(&slot, function, known, args, kwargs, when) {
                     Ok(submitted) => {
-                        submitted.map_err(|error| self.submit_error(py, error))?;
+                        submitted?;
                         // A million pending futures would be walked again and again. Until it is observed or opened,
                         // this one refers to nothing of Python's.
                         ffi::untrack(future.bind(py));
                     }
                     Err(error) if lane == Lane::Auto && is_unsendable(py, &error) => {
-                        self.submit_thread(slot, function, args, kwargs)?;
+                        self.submit_thread(slot, function, args, kwargs, when)?;
                     }
                     Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => {
                         return Err(error);
@@ -481,6 +609,26 @@ impl Executor {
         Ok(future)
     }
 
+    /// Has the engine accept an item, as soon as there is room for it.
+    fn accept(
+        &self,
+        py: Python<'_>,
+        when: WhenFull,
+        mut submit: impl FnMut(Room) -> Result<(), SubmitError>,
+    ) -> PyResult<()> {
+        let mut room = Room::Needed;
+        loop {
+            match submit(room) {
+                Ok(()) => return Ok(()),
+                Err(SubmitError::Full(more)) => {
+                    room = self.make_room(py, more, when, || self.refuses())?;
+                    self.check_open(py)?;
+                }
+                Err(error) => return Err(self.submit_error(py, error)),
+            }
+        }
+    }
+
     /// The outer error: it can't be sent.
     fn submit_process(
         self: &Arc<Executor>,
@@ -489,7 +637,8 @@ impl Executor {
         known: Option<Bound<'_, PyDefinition>>,
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<Result<(), SubmitError>> {
+        when: WhenFull,
+    ) -> PyResult<PyResult<()>> {
         let py = function.py();
         let definition = match known {
             Some(known) => known,
@@ -501,23 +650,25 @@ impl Executor {
         let shape = write_call(args, kwargs, Where::Arena(None), &mut item);
         let submitted = shape.and_then(|shape| {
             self.refresh_world(py)?;
-            let single = Single {
-                function: &definition.get().inner,
-                shape,
-                item: &mut item,
-            };
-            let open = |call| {
-                Ticket::Stream(Stream::new(Origin {
-                    executor: self.clone(),
-                    call,
-                    name,
-                    local: None,
-                }))
-            };
-            Ok(self.engine.submit_single(single, open, |ticket, at| {
-                if let Ticket::Stream(stream) = ticket {
-                    stream.join(slot, at);
-                }
+            Ok(self.accept(py, when, |room| {
+                let single = Single {
+                    function: &definition.get().inner,
+                    shape,
+                    item: &mut item,
+                };
+                let open = |call| {
+                    Ticket::Stream(Stream::new(Origin {
+                        executor: self.clone(),
+                        call,
+                        name: name.clone(),
+                        local: None,
+                    }))
+                };
+                self.engine.submit_single(single, room, open, |ticket, at| {
+                    if let Ticket::Stream(stream) = ticket {
+                        stream.join(slot, at);
+                    }
+                })
             }))
         });
         item.clear();
@@ -532,32 +683,35 @@ impl Executor {
         function: &Bound<'_, PyAny>,
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
+        when: WhenFull,
     ) -> PyResult<()> {
         let py = function.py();
-        let open = |call| {
-            let calls = Mutex::default();
-            let local = Arc::new(Local::Stream { calls });
-            let origin = Origin {
-                executor: self.clone(),
-                call,
-                name: "a task".into(),
-                local: Some(local.clone()),
+        self.accept(py, when, |room| {
+            let open = |call| {
+                let calls = Mutex::default();
+                let local = Arc::new(Local::Stream { calls });
+                let origin = Origin {
+                    executor: self.clone(),
+                    call,
+                    name: "a task".into(),
+                    local: Some(local.clone()),
+                };
+                (Ticket::Stream(Stream::new(origin)), local)
             };
-            (Ticket::Stream(Stream::new(origin)), local)
-        };
-        let one = LocalCall::Waiting {
-            function: function.clone().unbind(),
-            args: args.clone().unbind(),
-            kwargs: kwargs.map(|kwargs| kwargs.clone().unbind()),
-            level: nesting().1,
-        };
-        let submitted = self.engine.submit_local_single(open, |ticket, local, at| {
-            if let (Ticket::Stream(stream), Local::Stream { calls }) = (ticket, local) {
-                stream.join(&slot, at);
-                lock(calls).push(at, one);
-            }
-        });
-        submitted.map_err(|error| self.submit_error(py, error))?;
+            let one = LocalCall::Waiting {
+                function: function.clone().unbind(),
+                args: args.clone().unbind(),
+                kwargs: kwargs.map(|kwargs| kwargs.clone().unbind()),
+                level: nesting().1,
+            };
+            let join = |ticket: &Ticket, local: &Local, at| {
+                if let (Ticket::Stream(stream), Local::Stream { calls }) = (ticket, local) {
+                    stream.join(&slot, at);
+                    lock(calls).push(at, one);
+                }
+            };
+            self.engine.submit_local_single(room, open, join)
+        })?;
         self.start_threads(py).inspect_err(|_| {
             slot.withdraw();
         })
@@ -710,7 +864,7 @@ pub(crate) fn without_partials(mut function: Bound<'_, PyAny>) -> Bound<'_, PyAn
         if !is_partial.unwrap_or(false) {
             break;
         }
-        let Ok(inner) = function.getattr(intern!(py, "func")) else {
+        let Ok(inner) = function.getattr(PyString::intern(py, "func")) else {
             break;
         };
         function = inner;
@@ -728,12 +882,12 @@ pub(crate) fn check_function(function: &Bound<'_, PyAny>) -> PyResult<()> {
         )));
     }
     let innermost = without_partials(function.clone());
-    let code = match innermost.getattr(intern!(function.py(), "__code__")) {
+    let code = match innermost.getattr(PyString::intern(function.py(), "__code__")) {
         Ok(code) => code,
         Err(_) => return Ok(()),
     };
     let flags: u32 = code
-        .getattr(intern!(function.py(), "co_flags"))
+        .getattr(PyString::intern(function.py(), "co_flags"))
         .and_then(|flags| flags.extract())
         .unwrap_or(0);
     if flags & CO_COROUTINE != 0 {
@@ -909,6 +1063,7 @@ impl LaneThread {
         let executor = &self.executor;
         let engine = &executor.engine;
         TASK_LEVEL.set(Some(executor.task_level));
+        LANE_OF.set(Arc::as_ptr(executor) as usize);
         if let Some((initializer, args)) = &executor.thread_initializer
             && let Err(error) = ffi::call(initializer.bind(py), args.bind(py), None)
         {
@@ -951,6 +1106,9 @@ pub(crate) type Level = u32;
 thread_local! {
     /// In a lane thread, the level of the task that runs.
     static TASK_LEVEL: Cell<Option<Level>> = const { Cell::new(None) };
+
+    /// In a lane thread, where its executor lies; else 0.
+    static LANE_OF: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Whether the caller runs in a task, and its level.
@@ -1048,13 +1206,15 @@ fn run_piece(py: Python<'_>, executor: &Executor, piece: ThreadPiece<Client>) ->
                 }
             }
         };
+        // Before anybody can see that it has ended.
+        executor.engine.thread_item_ends();
         match &*piece.ticket {
             Ticket::Stream(stream) => {
                 piece.local.forget(item);
                 stream.settle_local(item, outcome);
             }
-            Ticket::Map(map) => map.settle_local(item, outcome),
-            Ticket::MapItem(map, at) => map.settle_local(*at, outcome),
+            Ticket::Map(map) => map.settle_local(py, item, outcome),
+            Ticket::MapItem(map, at) => map.settle_local(py, *at, outcome),
         }
         executor.engine.nudge();
     }
@@ -1101,10 +1261,11 @@ impl PyEngine {
     /// `prepare` says whether worker processes are likely, so that the template is started at once.
     #[new]
     /// `idle_s`: after so many seconds an idle worker process or lane thread ends. `shared`: it is told of each change
-    /// of the caller's world by `turn_world`, and its tasks must not wait for others of it.
+    /// of the caller's world by `turn_world`, and its tasks must not wait for others of it. `max_pending`: 0 lifts
+    /// every bound. `standard`: where a caller must not wait for room, its calls are accepted without.
     #[pyo3(signature = (
         max_workers, prepare, initializer, initargs, thread_name, max_tasks_per_child=None, idle_s=None,
-        shared=false,
+        shared=false, max_pending=None, standard=false,
     ))]
     #[expect(clippy::too_many_arguments, reason = "the face checks and names them")]
     fn new(
@@ -1116,6 +1277,8 @@ impl PyEngine {
         max_tasks_per_child: Option<u64>,
         idle_s: Option<f64>,
         shared: bool,
+        max_pending: Option<u64>,
+        standard: bool,
     ) -> PyResult<PyEngine> {
         if max_workers == 0 || max_tasks_per_child == Some(0) {
             return Err(PyValueError::new_err("limits must be at least 1"));
@@ -1125,6 +1288,11 @@ impl PyEngine {
             max_slots: max_workers,
             items_per_worker: max_tasks_per_child,
             idle: idle.map_err(|error| PyValueError::new_err(error.to_string()))?,
+            max_pending: match max_pending {
+                None => MaxPending::Default,
+                Some(0) => MaxPending::Unbounded,
+                Some(items) => MaxPending::Items(items),
+            },
         };
         let remote = match (&initializer, prepare) {
             (Some(function), true) => Some(remote_initializer(function, &initargs)?),
@@ -1144,6 +1312,8 @@ impl PyEngine {
             threads_started: AtomicU32::new(0),
             threads_rested: AtomicU32::new(0),
             shared,
+            standard,
+            max_pending: max_pending.filter(|items| *items > 0),
             task_level: nesting().1 + u32::from(shared),
             thread_raised: Mutex::default(),
             feeds: Mutex::default(),
@@ -1167,8 +1337,42 @@ impl PyEngine {
         kwargs: Option<&Bound<'_, PyDict>>,
         future_class: Option<&Bound<'_, PyType>>,
     ) -> PyResult<Py<PyAny>> {
+        let when = WhenFull::Ask;
         self.executor
-            .submit(lane, function, args, kwargs, future_class)
+            .submit(lane, function, args, kwargs, future_class, when)
+    }
+
+    /// The same, but raises `QueueFull` where that would wait.
+    #[pyo3(signature = (lane, function, args, kwargs))]
+    fn try_submit(
+        &self,
+        lane: Lane,
+        function: &Bound<'_, PyAny>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Py<PyAny>> {
+        let when = WhenFull::Refuse;
+        self.executor
+            .submit(lane, function, args, kwargs, None, when)
+    }
+
+    /// How many tasks are accepted and have not ended, and how many bytes are kept for them.
+    #[getter]
+    fn pending(&self) -> (u64, u64) {
+        let pending = self.executor.engine.pending();
+        (pending.items, pending.bytes)
+    }
+
+    /// How many may be.
+    #[getter]
+    fn most_pending(&self) -> (u64, u64) {
+        let most = self.executor.engine.most_pending();
+        (most.items, most.bytes)
+    }
+
+    /// Takes this for the memory that is free when the bounds are first needed; for tests.
+    fn assume_memory(&self, free_bytes: u64) {
+        self.executor.engine.assume_memory(free_bytes);
     }
 
     /// Accepts a map of a pool. `iterable`: the input, which is read now; None if it comes through an inlet.
@@ -1193,7 +1397,7 @@ impl PyEngine {
             unordered,
         };
         let iterable = iterable.unwrap_or_else(|| PyTuple::empty(py).into_any());
-        let source = Source::new(lane, function, iterable, spread, chunksize)?;
+        let source = Source::new(&self.executor, lane, function, iterable, spread, chunksize)?;
         PoolMap::start(py, self.executor.clone(), function, source, &shape, convert)
     }
 
@@ -1215,7 +1419,7 @@ impl PyEngine {
         let py = function.py();
         self.executor.check_open(py)?;
         check_function(function)?;
-        let source = Source::new(lane, function, iterable, spread, chunksize)?;
+        let source = Source::new(&self.executor, lane, function, iterable, spread, chunksize)?;
         MapResults::start(
             py,
             self.executor.clone(),

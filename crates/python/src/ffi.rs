@@ -10,7 +10,7 @@
 
 #![allow(unsafe_code, reason = "see the module")]
 
-use pyo3::buffer::PyBuffer;
+use pyo3::buffer::{PyBuffer, PyUntypedBuffer};
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMemoryView, PyString, PyTuple, PyType};
@@ -218,6 +218,22 @@ pub(crate) fn place(py: Python<'_>, arena: &Arc<Arena>, bytes: &[u8]) -> Option<
     Some(span)
 }
 
+/// How much memory lies behind an array or another buffer, or behind those that a tuple holds; 0 for other objects.
+pub(crate) fn buffer_bytes(object: &Bound<'_, PyAny>) -> u64 {
+    if let Ok(tuple) = object.cast_exact::<PyTuple>() {
+        return tuple.iter_borrowed().map(|item| one_buffer(&item)).sum();
+    }
+    one_buffer(object)
+}
+
+fn one_buffer(object: &Bound<'_, PyAny>) -> u64 {
+    // SAFETY: the object is one; nothing but its type is looked at.
+    if unsafe { pyo3::ffi::PyObject_CheckBuffer(object.as_ptr()) } == 0 {
+        return 0;
+    }
+    PyUntypedBuffer::get(object).map_or(0, |memory| memory.len_bytes() as u64)
+}
+
 /// The memory behind a `PickleBuffer`, if it is contiguous, kept in its place.
 pub(crate) struct RawBuffer<'py> {
     memory: PyBuffer<u8>,
@@ -228,7 +244,7 @@ impl<'py> RawBuffer<'py> {
     /// One that is not contiguous cannot travel beside a pickle; the pickler says so.
     pub(crate) fn of(buffer: &Bound<'py, PyAny>) -> Option<RawBuffer<'py>> {
         let raw = buffer
-            .call_method0(pyo3::intern!(buffer.py(), "raw"))
+            .call_method0(PyString::intern(buffer.py(), "raw"))
             .ok()?;
         let memory = PyBuffer::<u8>::get(&raw).ok()?;
         Some(RawBuffer {

@@ -16,8 +16,20 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) enum Entry {
     Raw(Raw),
-    Value(Py<PyAny>),
+    /// And how much memory lies behind it.
+    Value(Py<PyAny>, u64),
     Exception(Py<PyAny>),
+}
+
+impl Entry {
+    /// How much memory it keeps.
+    fn bytes(&self) -> u64 {
+        match self {
+            Entry::Raw(raw) => raw.bytes(),
+            Entry::Value(_, bytes) => *bytes,
+            Entry::Exception(_) => 0,
+        }
+    }
 }
 
 /// The ends of consecutive items.
@@ -36,6 +48,15 @@ impl Part {
             Part::One(entry) => usize::from(entry.is_some()),
             Part::Run(answers) => answers.run.len() - answers.next,
             Part::Same(left, _) => usize::try_from(*left).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// How much memory is left in it.
+    fn bytes(&self) -> u64 {
+        match self {
+            Part::One(entry) => entry.as_ref().map_or(0, Entry::bytes),
+            Part::Run(answers) => answers.run.bytes_from(answers.next) as u64,
+            Part::Same(..) => 0,
         }
     }
 
@@ -100,6 +121,8 @@ impl Answers {
 pub(crate) struct Kept {
     /// What has ended and is not taken, by its first item.
     parts: BTreeMap<u64, Part>,
+    /// How much memory they keep.
+    pub(crate) bytes: u64,
     /// The next item to be taken; or how many have been, where they are taken as they come.
     pub(crate) first: u64,
     /// Ends are taken as they come.
@@ -154,13 +177,18 @@ impl Kept {
         self.any_wanted || self.wanted.is_some_and(waits_for)
     }
 
+    fn insert(&mut self, at: u64, part: Part) {
+        self.bytes += part.bytes();
+        self.parts.insert(at, part);
+    }
+
     /// An item has ended. Returns whether that is worth a wake, and what is to be dropped without the lock.
     pub(crate) fn put(&mut self, at: u64, entry: Entry) -> (bool, Option<Entry>) {
         self.ended += 1;
         if self.discard || !self.unordered && at < self.first {
             return (self.any_wanted, Some(entry));
         }
-        self.parts.insert(at, Part::One(Some(entry)));
+        self.insert(at, Part::One(Some(entry)));
         (self.is_wanted(at, 1), None)
     }
 
@@ -172,7 +200,7 @@ impl Kept {
                 run: run.clone(),
                 next: 0,
             };
-            self.parts.insert(first, Part::Run(answers));
+            self.insert(first, Part::Run(answers));
             return self.is_wanted(first, run.len() as u64);
         }
         let mut wanted = false;
@@ -195,7 +223,7 @@ impl Kept {
             let count = most.min(items.end - item);
             self.ended += count;
             if !self.discard {
-                self.parts.insert(at, Part::Same(count, raw.again()));
+                self.insert(at, Part::Same(count, raw.again()));
             }
             wanted |= self.is_wanted(at, count);
             item += count;
@@ -239,6 +267,7 @@ impl Kept {
     pub(crate) fn discard(&mut self) -> impl Sized + use<> {
         self.discard = true;
         self.first = self.read;
+        self.bytes = 0;
         std::mem::take(&mut self.parts)
     }
 
@@ -287,13 +316,14 @@ impl Kept {
             return cancelled.then(|| Part::One(Some(Entry::Raw(Raw::Cancelled))));
         }
         let (_, mut part) = self.parts.pop_first()?;
+        self.bytes -= part.bytes();
         if all || part.len() == 1 {
             self.first += part.len() as u64;
             return Some(part);
         }
         let one = part.next();
         self.first += 1;
-        self.parts.insert(self.first, part);
+        self.insert(self.first, part);
         Some(Part::One(one))
     }
 }

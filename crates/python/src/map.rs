@@ -8,11 +8,16 @@
 //! The input is read at the call: all of it where its length is known, else as far as the window lets it; the
 //! rest as results are yielded, and by `shutdown(wait=True)` (rule 1). Items are serialised as they are read, and
 //! handed to the engine in growing blocks, so that workers begin while the reading goes on.
+//!
+//! Where the engine has no room for a block, whoever reads all of an input waits. Whoever reads ahead leaves the
+//! block with the source, stops, and looks again when a result is taken: waiting would be of no use, because results
+//! that nobody takes count as well.
 
 use crate::codec;
 use crate::executor::{
-    Client, Executor, Lane, Local, LocalItems, Ticket, Where, as_serialization_error, call_item,
-    is_unsendable, local_call, lock, nesting, record, shape, write_item,
+    Client, Executor, Lane, Local, LocalItems, ONE, Ticket, WhenFull, Where,
+    as_serialization_error, call_item, is_unsendable, local_call, lock, nesting, record, shape,
+    write_item,
 };
 use crate::ffi;
 use crate::future::{Slot, deadline_after, function_name};
@@ -20,24 +25,31 @@ use crate::kept::{Entry, Kept, Part};
 use crate::raw::{Raw, cancelled_error};
 use crate::sent::Sweep;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyStopIteration, PyTimeoutError};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyRange, PyTuple};
+use pyo3::types::{PyRange, PyString, PyTuple};
+use rightlane_runtime::bounds::LEAST_BYTES;
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{
-    Attended, Block, CallId, Definition, End, Engine, Patience, Plan, Remote, Run,
+    Amount, Attended, Block, CallId, Definition, End, Engine, Patience, Plan, Remote, Room, Run,
 };
+use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How far an input of unknown length is read ahead of the iteration (rule 1).
 pub(crate) const READ_AHEAD_ITEMS: usize = 10_000;
 
+/// And how many bytes of arguments and results, unless there would be fewer items than keep all workers busy.
+const READ_AHEAD_BYTES: u64 = 256 * 1024 * 1024;
+
 /// Blocks grow from the first to the last of these sizes.
 const FIRST_BLOCK_ITEMS: usize = 16;
 const MOST_BLOCK_ITEMS: usize = 16 * 1024;
+
+/// Where the user bounds what is pending, a block is never more than this part of it.
+const BLOCK_SHARE: u64 = 8;
 
 /// See the module.
 #[derive(Debug)]
@@ -48,6 +60,9 @@ pub(crate) struct MapState {
     /// Changes when somebody who reads ahead should look whether there is room again, if somebody does.
     room_bell: AtomicU32,
     room_wanted: AtomicBool,
+    /// How much memory is kept by ends that are not taken; how much may be for whoever waits to read on.
+    held_bytes: AtomicU64,
+    room_bytes: AtomicU64,
     /// Items that were taken together with others, and not yielded yet.
     in_hand: AtomicUsize,
     function: Py<PyAny>,
@@ -61,6 +76,8 @@ impl MapState {
             waiting: AtomicU32::new(0),
             room_bell: AtomicU32::new(0),
             room_wanted: AtomicBool::new(false),
+            held_bytes: AtomicU64::new(0),
+            room_bytes: AtomicU64::new(0),
             in_hand: AtomicUsize::new(0),
             function,
         }
@@ -91,12 +108,13 @@ impl MapState {
     }
 
     /// A lane thread reports the end of this item.
-    pub(crate) fn settle_local(&self, at: u64, outcome: Result<Py<PyAny>, Py<PyAny>>) {
-        let entry = match outcome {
-            Ok(value) => Entry::Value(value),
-            Err(exception) => Entry::Exception(exception),
-        };
-        self.put(entry, |_| at);
+    pub(crate) fn settle_local(
+        &self,
+        py: Python<'_>,
+        at: u64,
+        outcome: Result<Py<PyAny>, Py<PyAny>>,
+    ) {
+        self.put(local_entry(py, outcome), |_| at);
     }
 
     fn put(&self, entry: Entry, place: impl FnOnce(&Kept) -> u64) {
@@ -112,6 +130,7 @@ impl MapState {
         let (wanted, changed, whole, room) = {
             let mut kept = lock(&self.kept);
             let (wanted, changed) = change(&mut kept);
+            self.held_bytes.store(kept.bytes, Ordering::SeqCst);
             let room = self.room_wanted.load(Ordering::SeqCst) && self.has_room(&kept);
             (wanted, changed, kept.take_whole(), room)
         };
@@ -133,6 +152,11 @@ impl MapState {
         if self.room_wanted.load(Ordering::SeqCst) {
             futex::wake(&self.room_bell, u32::MAX, Scope::Private);
         }
+    }
+
+    /// Takes what is next, if it is there: all that lies together, or one.
+    fn take_front(&self, all: bool) -> Option<Part> {
+        self.change(|kept| (false, kept.take_front(all)))
     }
 
     /// Takes what is next, if it is there; what it holds is in hand until it is yielded.
@@ -164,7 +188,21 @@ impl MapState {
 
     /// Whether reading ahead goes on: in steps, so that not each item taken wakes the reader.
     fn has_room(&self, kept: &Kept) -> bool {
-        self.held_by(kept) <= READ_AHEAD_ITEMS as u64 / 2
+        let memory = kept.is_lifted() || kept.bytes <= self.room_bytes.load(Ordering::SeqCst);
+        memory && self.held_by(kept) <= READ_AHEAD_ITEMS as u64 / 2
+    }
+
+    /// How many items have been read, how many taken, and how much memory the ends keep that have not.
+    fn progress(&self) -> (u64, u64, u64) {
+        let kept = lock(&self.kept);
+        (kept.read, kept.first, kept.bytes)
+    }
+
+    /// Whether ends that are not taken keep more memory than may be pending.
+    pub(crate) fn holds_too_much(&self, engine: &Engine<Client>) -> bool {
+        let held_bytes = self.held_bytes.load(Ordering::SeqCst);
+        // What may be pending is read once it matters.
+        held_bytes > LEAST_BYTES && held_bytes > engine.most_pending().bytes
     }
 
     /// Whether everything is read and has ended; and whether all of it was taken.
@@ -203,6 +241,8 @@ impl MapState {
         engine: &Engine<Client>,
         over: impl Fn() -> bool,
     ) {
+        let room_bytes = engine.most_pending().bytes / 2;
+        self.room_bytes.store(room_bytes, Ordering::SeqCst);
         self.room_wanted.store(true, Ordering::SeqCst);
         loop {
             let seen = self.room_bell.load(Ordering::SeqCst);
@@ -244,9 +284,11 @@ impl MapState {
         }
     }
 
-    /// So many items are on their way.
-    fn add_pending(&self, count: u64) {
-        lock(&self.kept).read += count;
+    /// So many items are on their way; returns the number of the next one.
+    fn add_pending(&self, count: u64) -> u64 {
+        let mut kept = lock(&self.kept);
+        kept.read += count;
+        kept.read
     }
 
     /// The last so many items were not accepted.
@@ -283,7 +325,7 @@ impl MapState {
     }
 
     pub(crate) fn discard(&self) {
-        let dropped = lock(&self.kept).discard();
+        let dropped = self.change(|kept| (false, kept.discard()));
         drop(dropped);
     }
 
@@ -364,9 +406,9 @@ impl Numbers {
         let range = range.cast_exact::<PyRange>().ok()?;
         let part = |name| range.getattr(name)?.extract::<i64>();
         let parts = (
-            part(intern!(py, "start")),
-            part(intern!(py, "stop")),
-            part(intern!(py, "step")),
+            part(PyString::intern(py, "start")),
+            part(PyString::intern(py, "stop")),
+            part(PyString::intern(py, "step")),
             range.len(),
         );
         // What fails does so because a number is too large.
@@ -426,16 +468,25 @@ pub(crate) struct Source {
     chunk_items: Option<u64>,
     way: Way,
     block_items: usize,
+    most_block_items: usize,
+    /// What was read last is to go to the engine before more is read, and there was no room for it.
+    stuck: bool,
+    /// How the input ended, if it has, and the engine does not have all of it yet.
+    over: Option<Option<Py<PyAny>>>,
     /// Items read that have no place among the results yet.
     unadded: u64,
-    /// How much was serialised.
+    /// How much memory was taken for what was read: what was serialised, or lies behind the arrays for threads.
     pub(crate) bytes: u64,
     /// While it is read.
     sweep: Option<Arc<Sweep>>,
+    /// What that was at the end of each block, by the number of the item that follows; of those of which something
+    /// is not yielded, and the last one of which all is.
+    read: VecDeque<(u64, u64)>,
 }
 
 impl Source {
     pub(crate) fn new(
+        executor: &Executor,
         lane: Lane,
         function: &Bound<'_, PyAny>,
         iterable: Bound<'_, PyAny>,
@@ -477,50 +528,65 @@ impl Source {
         let (mut way, mut unadded) = (way, 0);
         let mut iterable = iterable;
         if let Way::Remote { block, .. } = &mut way
+            && executor.max_pending.is_none()
             && let Some(numbers) = Numbers::of(&iterable)
         {
-            // All of it is read, so to speak.
+            // All of it is read, so to speak; and nothing waits, unless the user wants each number to count.
             *block = Block::generated(numbers.count, numbers.to_rule());
             unadded = numbers.count;
             iterable = PyTuple::empty(py).into_any();
         }
         let iterator = iterable.try_iter()?;
+        let most_block_items = executor.max_pending.map_or(MOST_BLOCK_ITEMS, |items| {
+            (items / BLOCK_SHARE).clamp(1, MOST_BLOCK_ITEMS as u64) as usize
+        });
         Ok(Source {
             iterator: iterator.into_any().unbind(),
             function: function.clone().unbind(),
             spread,
             chunk_items,
             way,
-            block_items: FIRST_BLOCK_ITEMS,
+            block_items: FIRST_BLOCK_ITEMS.min(most_block_items),
+            most_block_items,
+            stuck: false,
+            over: None,
             unadded,
             bytes: 0,
             sweep: None,
+            read: VecDeque::from([(0, 0)]),
         })
     }
 
-    /// Takes in one item.
-    pub(crate) fn push(&mut self, feed: &Feed, item: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// Takes in one item. `when`: what becomes of what there is no room for; None leaves it here.
+    pub(crate) fn push(
+        &mut self,
+        feed: &Feed,
+        item: &Bound<'_, PyAny>,
+        when: Option<WhenFull>,
+    ) -> PyResult<()> {
         let py = item.py();
         if self.spread && !item.is_exact_instance_of::<PyTuple>() {
             // Whatever holds the arguments of a call; looking into it may run anything.
             let arguments = ffi::call_one(py.get_type::<PyTuple>().as_any(), item)?;
             self.sweep = None;
-            return self.push_one(feed, &arguments);
+            return self.push_one(feed, &arguments, when);
         }
-        self.push_one(feed, item)
+        self.push_one(feed, item, when)
     }
 
-    fn push_one(&mut self, feed: &Feed, item: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn push_one(
+        &mut self,
+        feed: &Feed,
+        item: &Bound<'_, PyAny>,
+        when: Option<WhenFull>,
+    ) -> PyResult<()> {
         let py = item.py();
         let state = &feed.state;
         let sweep = self.sweep.clone().filter(|sweep| sweep.turn_to(item));
         match &mut self.way {
             Way::Inline => {
                 let outcome = call_item(self.function.bind(py), item, self.spread);
-                state.add(match outcome {
-                    Ok(value) => Entry::Value(value),
-                    Err(exception) => Entry::Exception(exception),
-                });
+                state.add(local_entry(py, outcome));
             }
             Way::Refused(exception) => {
                 state.add(Entry::Exception(exception.clone_ref(py)));
@@ -531,57 +597,80 @@ impl Source {
                     return Err(crate::raw::bug("a map without items"));
                 };
                 lock(items).push(item.clone().unbind());
+                self.bytes += ffi::buffer_bytes(item);
                 self.unadded += 1;
                 *count += 1;
                 if *count as usize >= self.block_items {
-                    self.flush(feed, py)?;
+                    self.flush(feed, py, when)?;
                 }
             }
             Way::Remote {
                 block, fall_back, ..
-            } => match write_item(item, "item", Where::Arena(sweep), block) {
-                Ok(()) => {
-                    self.unadded += 1;
-                    self.bytes += block.last_bytes() as u64;
-                    if block.len() >= self.block_items || !block.has_room() {
-                        self.flush(feed, py)?;
+            } => {
+                let before = block.amount().bytes;
+                match write_item(item, "item", Where::Arena(sweep), block) {
+                    Ok(()) => {
+                        self.unadded += 1;
+                        self.bytes += block.amount().bytes - before;
+                        if block.len() >= self.block_items || !block.has_room() {
+                            self.flush(feed, py, when)?;
+                        }
                     }
-                }
-                Err(error) if is_unsendable(py, &error) => {
-                    // This item alone goes its own way; those before it come first.
-                    state.add_pending(std::mem::take(&mut self.unadded));
-                    let fall_back = *fall_back;
-                    if fall_back {
-                        let at = state.add_one_pending();
-                        state.set_aside(at);
-                        let function = self.function.bind(py);
-                        let local = if self.spread {
-                            local_call(function, item.cast::<PyTuple>()?, None)
+                    Err(error) if is_unsendable(py, &error) => {
+                        // This item alone goes its own way; those before it come first.
+                        let fall_back = *fall_back;
+                        let when = Some(when.unwrap_or(WhenFull::Wait));
+                        self.flush(feed, py, when)?;
+                        if fall_back {
+                            feed.make_room(py, ONE, when)?;
+                            let at = state.add_one_pending();
+                            state.set_aside(at);
+                            let function = self.function.bind(py);
+                            let local = if self.spread {
+                                local_call(function, item.cast::<PyTuple>()?, None)
+                            } else {
+                                local_call(function, &PyTuple::new(py, [item])?, None)
+                            };
+                            let ticket = Ticket::MapItem(state.clone(), at);
+                            let submitted =
+                                feed.executor
+                                    .submit_local(py, local, 1, ticket, Plan::default());
+                            submitted.inspect_err(|_| state.settle(at, End::Cancelled))?;
                         } else {
-                            local_call(function, &PyTuple::new(py, [item])?, None)
-                        };
-                        let ticket = Ticket::MapItem(state.clone(), at);
-                        let submitted =
-                            feed.executor
-                                .submit_local(py, local, 1, ticket, Plan::default());
-                        submitted.inspect_err(|_| state.settle(at, End::Cancelled))?;
-                    } else {
-                        let exception = as_serialization_error(py, error, &state.name(py))?;
-                        let at = state.add(Entry::Exception(exception));
-                        state.set_aside(at);
-                        feed.executor.engine.nudge();
+                            let exception = as_serialization_error(py, error, &state.name(py))?;
+                            let at = state.add(Entry::Exception(exception));
+                            state.set_aside(at);
+                            feed.executor.engine.nudge();
+                        }
                     }
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
-            },
+            }
         }
         Ok(())
     }
 
-    /// Hands what has been read to the engine.
-    pub(crate) fn flush(&mut self, feed: &Feed, py: Python<'_>) -> PyResult<()> {
-        self.block_items = (self.block_items * 2).min(MOST_BLOCK_ITEMS);
-        feed.state.add_pending(std::mem::take(&mut self.unadded));
+    /// Hands what has been read to the engine, as soon as there is room; or leaves it here.
+    pub(crate) fn flush(
+        &mut self,
+        feed: &Feed,
+        py: Python<'_>,
+        when: Option<WhenFull>,
+    ) -> PyResult<()> {
+        let more = self.unflushed();
+        if !feed.make_room(py, more, None)?
+            && let Some(sweep) = &self.sweep
+        {
+            // Others run before the next item is read, and may change what was sent.
+            sweep.forget();
+        }
+        self.stuck = !feed.make_room(py, more, when)?;
+        if self.stuck || self.has_unflushed() == 0 {
+            return Ok(());
+        }
+        self.block_items = (self.block_items * 2).min(self.most_block_items);
+        let next = feed.state.add_pending(std::mem::take(&mut self.unadded));
+        self.read.push_back((next, self.bytes));
         let plan = Plan {
             chunk_items: self.chunk_items,
             open: true,
@@ -644,6 +733,37 @@ impl Source {
         Ok(())
     }
 
+    /// What the engine is to have next.
+    fn unflushed(&self) -> Amount {
+        match &self.way {
+            Way::Inline | Way::Refused(_) => Amount::default(),
+            Way::Local { count, .. } => Amount {
+                items: *count,
+                ..ONE
+            },
+            Way::Remote { block, .. } => block.amount(),
+        }
+    }
+
+    /// Whether more may be read ahead of the iteration: what was read and not yielded, and its results that are there,
+    /// are bounded.
+    fn may_read_on(&mut self, feed: &Feed, py: Python<'_>) -> PyResult<bool> {
+        if self.stuck {
+            self.flush(feed, py, None)?;
+        }
+        let (read, taken, results) = feed.state.progress();
+        while self.read.get(1).is_some_and(|(next, _)| *next <= taken) {
+            self.read.pop_front();
+        }
+        let before = self.read.front().map_or(0, |(_, bytes)| *bytes);
+        let bytes = self.bytes - before + results;
+        let engine = &feed.executor.engine;
+        let items = read - taken + self.unadded;
+        let enough = bytes >= READ_AHEAD_BYTES && items >= 2 * u64::from(engine.max_slots());
+        let too_much = bytes >= LEAST_BYTES && bytes >= engine.most_pending().bytes;
+        Ok(!self.stuck && !enough && !too_much)
+    }
+
     pub(crate) fn has_unflushed(&self) -> usize {
         match &self.way {
             Way::Inline | Way::Refused(_) => 0,
@@ -668,6 +788,7 @@ pub(crate) struct Feed {
     exhausted: AtomicBool,
     /// The engine has forgotten the call: reading on is of no use.
     pub(crate) in_vain: AtomicBool,
+    waits_for_room: AtomicBool,
     reader: Reader,
 }
 
@@ -699,6 +820,7 @@ impl Feed {
             ended: Mutex::new(None),
             exhausted: AtomicBool::new(false),
             in_vain: AtomicBool::new(false),
+            waits_for_room: AtomicBool::new(false),
             reader,
         });
         feed.executor.add_feed(feed.clone());
@@ -738,6 +860,12 @@ impl Feed {
         self.reader == Reader::OpenEnded && !self.is_exhausted()
     }
 
+    /// How many items are read ahead at most.
+    fn most_ahead(&self) -> usize {
+        let most = self.executor.max_pending.unwrap_or(u64::MAX);
+        usize::try_from(most).map_or(READ_AHEAD_ITEMS, |most| most.min(READ_AHEAD_ITEMS))
+    }
+
     /// Items read and not taken for yielding.
     fn held(&self) -> usize {
         self.state.unyielded() as usize + self.unadded.load(Ordering::SeqCst)
@@ -747,8 +875,45 @@ impl Feed {
         self.exhausted.load(Ordering::SeqCst)
     }
 
-    /// Reads at most `most` items.
-    pub(crate) fn read(&self, py: Python<'_>, most: usize) -> PyResult<()> {
+    /// Waits until the engine has room for so much, as `when` says; with None it only says whether it has.
+    fn make_room(&self, py: Python<'_>, more: Amount, when: Option<WhenFull>) -> PyResult<bool> {
+        let engine = &self.executor.engine;
+        let Some(when) = when else {
+            return Ok(more == Amount::default() || engine.has_room(more));
+        };
+        let over = || self.is_exhausted();
+        while more != Amount::default() && !over() && !engine.has_room(more) {
+            self.waits_for_room.store(true, Ordering::SeqCst);
+            let made = self.executor.make_room(py, more, when, over);
+            self.waits_for_room.store(false, Ordering::SeqCst);
+            if made? == Room::Beyond {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether whoever has taken the source waits for room.
+    pub(crate) fn waits_for_room(&self) -> bool {
+        self.waits_for_room.load(Ordering::SeqCst)
+    }
+
+    /// What to do with what was read before waiting for a result: if the engine has nothing of the map, it must have it.
+    pub(crate) fn when_waiting(&self) -> Option<WhenFull> {
+        (self.state.unyielded() == 0).then_some(WhenFull::Wait)
+    }
+
+    /// If what was read last waits for room: what there must be room for.
+    fn stuck(&self) -> Option<Amount> {
+        let source = lock(&self.source);
+        source
+            .as_ref()
+            .filter(|source| source.stuck)
+            .map(Source::unflushed)
+    }
+
+    /// Reads at most `most` items; with None for `when`, as far as there is room.
+    pub(crate) fn read(&self, py: Python<'_>, most: usize, when: Option<WhenFull>) -> PyResult<()> {
         if most == 0 || self.is_exhausted() {
             return Ok(());
         }
@@ -759,9 +924,15 @@ impl Feed {
         let iterator = source.iterator.clone_ref(py).into_bound(py);
         source.sweep = Sweep::of(&iterator);
         let outcome = (|| {
+            if let Some(end) = source.over.take() {
+                return Ok(Some(end));
+            }
             for _ in 0..most {
+                if when.is_none() && !source.may_read_on(self, py)? {
+                    return Ok(None);
+                }
                 match ffi::next(&iterator) {
-                    Ok(Some(item)) => source.push(self, &item)?,
+                    Ok(Some(item)) => source.push(self, &item, when)?,
                     Ok(None) => return Ok(Some(None)),
                     // Ctrl-C is nobody's data: it is raised here and now.
                     Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => {
@@ -779,14 +950,21 @@ impl Feed {
         // Hand over what is read, unless the engine has plenty to do still: then in larger blocks.
         let unflushed = source.has_unflushed();
         let at_end = !matches!(outcome, Ok(None));
+        // Who was interrupted waits no longer.
+        let when = when.filter(|_| outcome.is_ok());
         if unflushed > 0
             && (at_end || unflushed * 8 >= self.state.unended() as usize)
-            && let Err(error) = source.flush(self, py)
+            && let Err(error) = source.flush(self, py, when)
         {
             self.end(None);
             return Err(error);
         }
         match outcome {
+            Ok(Some(end)) if source.has_unflushed() > 0 => {
+                source.over = Some(end);
+                self.put_back(source);
+                Ok(())
+            }
             Ok(None) => {
                 self.put_back(source);
                 Ok(())
@@ -809,15 +987,11 @@ impl Feed {
     }
 
     /// Hands everything read to the engine, because somebody is about to wait for it.
-    pub(crate) fn flush(&self, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn flush(&self, py: Python<'_>, when: Option<WhenFull>) -> PyResult<()> {
         let Some(mut source) = lock(&self.source).take() else {
             return Ok(());
         };
-        let flushed = if source.has_unflushed() > 0 {
-            source.flush(self, py)
-        } else {
-            Ok(())
-        };
+        let flushed = source.flush(self, py, when);
         self.put_back(source);
         flushed
     }
@@ -905,7 +1079,7 @@ impl Feed {
             let room = READ_AHEAD_ITEMS.saturating_sub(self.state.unended() as usize);
             let elsewhere = lock(&self.source).is_none();
             if room == 0 || elsewhere {
-                self.flush(py)?;
+                self.flush(py, Some(WhenFull::Wait))?;
                 // Somebody else is in the middle of reading: only time, or the end, changes that.
                 let most = (READ_AHEAD_ITEMS / 2) as u64;
                 let soon = Some(Instant::now() + Duration::from_millis(100));
@@ -917,7 +1091,7 @@ impl Feed {
                 py.check_signals()?;
                 continue;
             }
-            self.read(py, room)?;
+            self.read(py, room, Some(WhenFull::Wait))?;
         }
         Ok(())
     }
@@ -933,6 +1107,17 @@ impl Feed {
         }
         let source = lock(&self.source).take();
         drop(source);
+    }
+}
+
+/// The end of an item that ran in this process.
+fn local_entry(py: Python<'_>, outcome: Result<Py<PyAny>, Py<PyAny>>) -> Entry {
+    match outcome {
+        Ok(value) => {
+            let bytes = ffi::buffer_bytes(value.bind(py));
+            Entry::Value(value, bytes)
+        }
+        Err(exception) => Entry::Exception(exception),
     }
 }
 
@@ -991,12 +1176,18 @@ impl MapResults {
             None => Reader::OpenEnded,
         };
         let feed = Feed::new(executor, state, source, reader);
-        let first = match window {
-            Some(window) => window,
-            None if sized => usize::MAX,
-            None => READ_AHEAD_ITEMS,
+        let state = &feed.state;
+        let ahead = feed.most_ahead();
+        let (first, when) = match window {
+            Some(window) => (window.min(ahead), None),
+            None if sized => (usize::MAX, Some(WhenFull::Ask)),
+            None => (ahead, None),
         };
-        let read = feed.read(py, first).and_then(|()| feed.flush(py));
+        let read = feed.read(py, first, when).and_then(|()| {
+            // What comes first is accepted here, as a call of `submit` would be.
+            let when = (state.unyielded() == 0).then_some(WhenFull::Ask);
+            feed.flush(py, when)
+        });
         // An input that raises at once raises here, as it would in the standard library.
         let raised = match &*lock(&feed.ended) {
             Some(Some(exception)) => Some(exception.clone_ref(py)),
@@ -1009,7 +1200,7 @@ impl MapResults {
             feed.cancel();
             return Err(error);
         }
-        let window = window.unwrap_or(READ_AHEAD_ITEMS);
+        let window = window.unwrap_or(usize::MAX).min(ahead);
         Ok(MapResults {
             feed,
             ready: None,
@@ -1042,13 +1233,13 @@ impl MapResults {
                 if !feed.is_exhausted() {
                     // The one in hand is not yielded yet.
                     let held = feed.held() + self.ready.as_ref().map_or(0, Part::len) + 1;
-                    feed.read(py, self.window.saturating_sub(held).min(64))?;
+                    feed.read(py, self.window.saturating_sub(held).min(64), None)?;
                 }
                 return feed.open(py, entry).map(Some);
             }
             // With a window of its own a map holds no more than that, taken or not.
             let all = feed.reader == Reader::OpenEnded || feed.is_exhausted();
-            self.ready = lock(&state.kept).take_front(all);
+            self.ready = state.take_front(all);
             if self.ready.is_some() {
                 continue;
             }
@@ -1060,15 +1251,24 @@ impl MapResults {
                     _ => Ok(None),
                 };
             }
-            let room = self.window.saturating_sub(feed.held());
-            if !feed.is_exhausted() && room > 0 && lock(&feed.source).is_some() {
-                feed.read(py, room)?;
-                feed.flush(py)?;
-                continue;
+            let held = feed.held();
+            let room = self.window.saturating_sub(held);
+            if !feed.is_exhausted() && room > 0 {
+                feed.read(py, room, None)?;
+                feed.flush(py, None)?;
+                if feed.is_exhausted() || feed.held() > held {
+                    continue;
+                }
             }
-            feed.flush(py)?;
+            feed.flush(py, feed.when_waiting())?;
+            // Room may come before the result, and then others need not wait for that.
+            let word = feed
+                .stuck()
+                .and_then(|more| feed.executor.engine.wait_for_room(more));
             let ready = |kept: &Kept| {
-                kept.is_front_ready() || kept.first == kept.read && feed.is_exhausted()
+                kept.is_front_ready()
+                    || kept.first == kept.read && feed.is_exhausted()
+                    || word.is_some_and(|(bell, seen)| bell.load(Ordering::SeqCst) != seen)
             };
             if !state.wait(py, &feed.executor.engine, self.deadline, false, ready)? {
                 return Err(PyTimeoutError::new_err(()));
@@ -1081,7 +1281,7 @@ impl Feed {
     /// The value, or what is to be raised.
     pub(crate) fn open(&self, py: Python<'_>, entry: Entry) -> PyResult<Py<PyAny>> {
         let raised = match entry {
-            Entry::Value(value) => return Ok(value),
+            Entry::Value(value, _) => return Ok(value),
             Entry::Exception(exception) => exception,
             Entry::Raw(Raw::Cancelled) => return Err(cancelled_error(py)),
             Entry::Raw(raw) => {

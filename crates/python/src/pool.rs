@@ -11,7 +11,7 @@
 //! feeder has it at that moment, it finds the wish when it has put the source back.
 
 use crate::codec;
-use crate::executor::{Executor, lock};
+use crate::executor::{Executor, WhenFull, lock};
 use crate::ffi;
 use crate::future::{Origin, deadline_after, new_future};
 use crate::kept::{Entry, Kept, Part};
@@ -23,10 +23,13 @@ use pyo3::types::{PyList, PyType};
 use rightlane_runtime::CallId;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Memory is kept ready for portions up to this size.
 const MOST_PORTION: usize = 512;
+
+/// How long a thread that has more input naps while another hands over what it has read, and waits for room.
+const ROOM_NAP: Duration = Duration::from_millis(1);
 
 /// See the module.
 #[pyclass(module = "rightlane._core", frozen)]
@@ -73,7 +76,7 @@ impl PoolMap {
         };
         let feed = Feed::new(executor, state, source, reader);
         if !shape.fed {
-            let read = feed.read(py, usize::MAX);
+            let read = feed.read(py, usize::MAX, Some(WhenFull::Ask));
             let raised = feed.take_error();
             let error = read
                 .err()
@@ -146,7 +149,7 @@ impl PoolMap {
     /// Waits for the next end. False when the time is over.
     fn wait_for_next(&self, py: Python<'_>, deadline: Option<Instant>) -> PyResult<bool> {
         self.hungry.store(true, Ordering::SeqCst);
-        self.feed.flush(py)?;
+        self.feed.flush(py, self.feed.when_waiting())?;
         let ready = |kept: &Kept| kept.is_front_ready() || kept.closed && kept.first == kept.read;
         let feed = &self.feed;
         let engine = &feed.executor.engine;
@@ -291,21 +294,26 @@ impl Inlet {
     /// Takes in items. False if nobody needs more.
     fn push(&self, py: Python<'_>, items: &[Bound<'_, PyAny>]) -> PyResult<bool> {
         let feed = &self.feed;
+        let when = Some(WhenFull::Ask);
         let mut source = loop {
             if feed.is_exhausted() {
                 return Ok(false);
             }
             match feed.take_source() {
                 Some(source) => break source,
-                // Somebody who waits for a result hands over what was read; that takes a moment.
+                // Somebody who waits for a result hands over what was read; that takes a moment, or until there is
+                // room.
+                None if feed.waits_for_room() => py.detach(|| std::thread::sleep(ROOM_NAP)),
                 None => py.detach(std::thread::yield_now),
             }
         };
-        let pushed = items.iter().try_for_each(|item| source.push(feed, item));
+        let pushed = items
+            .iter()
+            .try_for_each(|item| source.push(feed, item, when));
         let unflushed = source.has_unflushed();
         let flushed = pushed.and_then(|()| {
             if unflushed > 0 && unflushed * 8 >= feed.state.unended() as usize {
-                source.flush(feed, py)?;
+                source.flush(feed, py, when)?;
             }
             Ok(())
         });
@@ -314,7 +322,7 @@ impl Inlet {
         flushed?;
         self.bytes.store(bytes, Ordering::Relaxed);
         if self.hungry.swap(false, Ordering::SeqCst) {
-            feed.flush(py)?;
+            feed.flush(py, when)?;
         }
         if feed.in_vain.load(Ordering::SeqCst) {
             let error = cancelled_error(py).into_value(py).into_any();
@@ -331,7 +339,7 @@ impl Inlet {
     /// Sleeps until there is room.
     fn wait_for_room(&self, py: Python<'_>) -> PyResult<()> {
         let feed = &self.feed;
-        feed.flush(py)?;
+        feed.flush(py, Some(WhenFull::Ask))?;
         self.waiting.store(true, Ordering::SeqCst);
         feed.state
             .wait_for_room(py, &feed.executor.engine, || feed.is_exhausted());
@@ -366,7 +374,12 @@ impl Inlet {
                 return Ok(true);
             }
             read.clear();
-            if most_bytes.is_none() && self.feed.read_ahead() >= READ_AHEAD_ITEMS {
+            let feed = &self.feed;
+            let too_much = || {
+                let held = feed.state.holds_too_much(&feed.executor.engine);
+                held || feed.read_ahead() >= READ_AHEAD_ITEMS
+            };
+            if most_bytes.is_none() && too_much() {
                 self.wait_for_room(py)?;
             }
         }
@@ -376,7 +389,7 @@ impl Inlet {
     /// Whether the thread that feeds waits for room, and not for the input.
     #[getter]
     fn waiting(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst)
+        self.waiting.load(Ordering::SeqCst) || self.feed.waits_for_room()
     }
 
     /// From now on the input is read on as items end, whether or not anybody takes them.
@@ -386,7 +399,7 @@ impl Inlet {
 
     /// The input is over: well, or with an exception.
     fn end(&self, py: Python<'_>, error: Option<Py<PyAny>>) -> PyResult<()> {
-        let flushed = self.feed.flush(py);
+        let flushed = self.feed.flush(py, Some(WhenFull::Ask));
         match flushed {
             Err(raised) if !raised.is_instance_of::<PyKeyboardInterrupt>(py) => {
                 self.feed.end(Some(raised.into_value(py).into_any()));

@@ -108,6 +108,17 @@ impl Raw {
         }
     }
 
+    /// How much memory it keeps beside itself.
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Raw::Long { bytes, .. } => {
+                let fruits = bytes.fruits.iter().map(|fruit| fruit.bytes());
+                (bytes.bytes.len() + fruits.sum::<usize>()) as u64
+            }
+            _ => 0,
+        }
+    }
+
     /// Large buffers that the answer came with.
     fn fruits(&self) -> &[Arc<Fruit>] {
         match self {

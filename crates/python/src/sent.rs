@@ -102,6 +102,12 @@ impl Sweep {
             || value.is_exact_instance_of::<PyBool>()
     }
 
+    /// What was placed may have changed since.
+    pub(crate) fn forget(&self) {
+        let old = std::mem::take(&mut lock(&self.inner).placed);
+        drop(old);
+    }
+
     /// Where an array of the present item lies, which was placed before.
     fn find(&self, address: usize, bytes: usize) -> Option<Arc<Span>> {
         let inner = lock(&self.inner);
@@ -197,10 +203,10 @@ pub(crate) fn place(
     buffer: &RawBuffer<'_>,
     arena: &Arc<Arena>,
     sweep: Option<&Sweep>,
-) -> Option<Arc<Span>> {
+) -> Option<Part> {
     let (address, bytes) = (buffer.address(), buffer.bytes());
     if let Some(span) = sweep.and_then(|sweep| sweep.find(address, bytes)) {
-        return Some(span);
+        return Some(Part::whole(span, false));
     }
     let known = lock(&SENT)
         .iter()
@@ -208,6 +214,7 @@ pub(crate) fn place(
         .find(|sent| sent.address == address && sent.bytes == bytes)
         .and_then(|sent| sent.span.upgrade());
     let known = known.filter(|span| span.is_of(arena) && buffer.equals(py, span));
+    let new = known.is_none();
     let span = match known {
         Some(span) => span,
         None => {
@@ -220,7 +227,7 @@ pub(crate) fn place(
     if let Some(sweep) = sweep {
         sweep.remember(py, address, bytes, &span);
     }
-    Some(span)
+    Some(Part::whole(span, new))
 }
 
 fn remember(address: usize, bytes: usize, span: &Arc<Span>) {

@@ -132,6 +132,12 @@ impl Run {
         Some((flavor, &self.bytes[start as usize..end as usize]))
     }
 
+    /// How many bytes there are from this one on.
+    pub fn bytes_from(&self, index: usize) -> usize {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before].0);
+        self.bytes.len() - start as usize
+    }
+
     /// Flavor and bytes of each.
     pub fn iter(&self) -> impl Iterator<Item = (u8, &[u8])> {
         let mut start = 0;

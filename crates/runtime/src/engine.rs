@@ -7,6 +7,7 @@
 //! released, because dropping may run foreign code.
 
 use crate::arena::{self, Placement, Span};
+use crate::bounds::{Amount, Bounds, MaxPending};
 use crate::client::{AnswerBytes, Client, End, Loss, Run};
 use crate::definition::Definition;
 use crate::engine::waiting::{Care, Rest, Signals};
@@ -28,7 +29,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ pub struct Limits {
     pub items_per_worker: Option<u64>,
     /// After how long an idle worker process or lane thread ends.
     pub idle: Option<Duration>,
+    /// How much may be pending.
+    pub max_pending: MaxPending,
 }
 
 impl Limits {
@@ -131,6 +134,9 @@ struct Stream {
 /// How many functions have a stream at a time. Whoever alternates between more pays for calls of their own.
 const MOST_STREAMS: usize = 4;
 
+/// An item whose arguments are not kept here.
+const ONE: Amount = Amount { items: 1, bytes: 0 };
+
 /// Items of a call for a lane thread to run.
 pub struct ThreadPiece<C: Client> {
     /// The call, to be named in [`ThreadDone`].
@@ -190,6 +196,14 @@ struct State<C: Client> {
     floor: Floor<C>,
 }
 
+/// How little must be pending for those to be told who wait for room.
+#[derive(Clone, Copy, Debug)]
+struct RoomMark {
+    pending: Amount,
+    /// Whether calls were accepted when they began to wait: they are told, too, when that changes.
+    open: bool,
+}
+
 /// Everything the scheduler's decisions act on.
 struct Floor<C: Client> {
     links: BTreeMap<WorkerId, Link>,
@@ -223,6 +237,10 @@ struct Floor<C: Client> {
     /// Calls and items of the thread lane that have not ended: there are never more threads than items.
     open_thread_calls: u64,
     open_thread_items: u64,
+    /// What has not ended of the process lane.
+    pending: Amount,
+    /// If anybody waits for room.
+    room_mark: Option<RoomMark>,
 
     /// News made while acting on decisions.
     faults: Vec<Event>,
@@ -265,6 +283,12 @@ pub struct Engine<C: Client> {
     thread_polls: AtomicBool,
     /// Changes when the executor has drained.
     drained_bell: AtomicU32,
+    bounds: Bounds,
+    /// Changes when whoever waits for room should look again.
+    room_bell: AtomicU32,
+    /// How many of the thread lane's items have ended whose threads have not reported it: nobody may see an end, and
+    /// then be told that there is no room.
+    threads_ended: AtomicU64,
     /// Whether a thread attends, for those who do not hold the lock.
     attended: AtomicBool,
     /// How many wait to be told of ends, without attending.
@@ -310,6 +334,8 @@ impl<C: Client> Floor<C> {
             live_threads: 0,
             open_thread_calls: 0,
             open_thread_items: 0,
+            pending: Amount::default(),
+            room_mark: None,
             faults: Vec::new(),
             garbage: Vec::new(),
             garbage_pieces: Vec::new(),
@@ -338,6 +364,9 @@ impl<C: Client> Engine<C> {
             thread_sleepers: AtomicU32::new(0),
             thread_polls: AtomicBool::new(false),
             drained_bell: AtomicU32::new(0),
+            bounds: Bounds::new(limits.max_pending),
+            room_bell: AtomicU32::new(0),
+            threads_ended: AtomicU64::new(0),
             attended: AtomicBool::new(false),
             watchers: AtomicU32::new(0),
             forks: AtomicU32::new(0),
@@ -391,33 +420,39 @@ impl<C: Client> Engine<C> {
             engine.join_hub(state)?;
             let mut items = Items::default();
             let count = remote.items.len() as u64;
+            let amount = remote.items.amount();
             items.extend(remote.items);
             let body = Body::Remote {
                 function: remote.function,
                 shape: remote.shape,
                 items,
             };
-            engine.accept(state, Lane::Process, count, body, ticket, plan)
+            let id = engine.accept(state, Lane::Process, count, body, ticket, plan)?;
+            state.floor.pending.add(amount);
+            Ok(id)
         })
     }
 
     /// Accepts a single item for worker processes: it joins the stream of its function where that keeps the order
     /// of service, else it opens one. `open` makes a new stream's ticket; `join` tells a stream's ticket of the
-    /// item, whose number it is given, before anything can happen to it.
+    /// item, whose number it is given, before anything can happen to it. Where there is no room, the item is left.
     pub fn submit_single(
         &self,
         single: Single<'_>,
+        room: Room,
         open: impl FnOnce(CallId) -> C::Ticket,
         join: impl FnOnce(&C::Ticket, u64),
     ) -> Result<(), SubmitError> {
         self.with(|engine, state| {
             state.scheduler.accepts()?;
-            engine.join_hub(state)?;
             let Single {
                 function,
                 shape,
                 item,
             } = single;
+            let amount = item.amount();
+            engine.check_room(state, amount, room)?;
+            engine.join_hub(state)?;
             let floor = &mut state.floor;
             let known = floor
                 .streams
@@ -434,6 +469,7 @@ impl<C: Client> Engine<C> {
                     }) = floor.calls.get_mut(&call)
                 {
                     items.push(item);
+                    floor.pending.add(amount);
                     join(ticket, items.count() - 1);
                     state.scheduler.extend(call, 1);
                     return Ok(());
@@ -457,6 +493,7 @@ impl<C: Client> Engine<C> {
             join(&ticket, 0);
             let mut items = Items::default();
             items.push(item);
+            state.floor.pending.add(amount);
             let body = Body::Remote {
                 function: function.clone(),
                 shape,
@@ -482,11 +519,13 @@ impl<C: Client> Engine<C> {
     /// others.
     pub fn submit_local_single(
         &self,
+        room: Room,
         open: impl FnOnce(CallId) -> (C::Ticket, Arc<C::Local>),
         join: impl FnOnce(&C::Ticket, &C::Local, u64),
     ) -> Result<(), SubmitError> {
-        self.with(|_, state| {
+        self.with(|engine, state| {
             state.scheduler.accepts()?;
+            engine.check_room(state, ONE, room)?;
             state.floor.open_thread_items += 1;
             if let Some((call, items)) = &mut state.floor.local_stream
                 && state.scheduler.joins_in_order(*call)
@@ -580,6 +619,7 @@ impl<C: Client> Engine<C> {
             else {
                 return false;
             };
+            state.floor.pending.add(block.amount());
             items.extend(block);
             state.scheduler.extend(call, count);
             true
@@ -675,7 +715,73 @@ impl<C: Client> Engine<C> {
         floor.worlds.retain(|id, _| used.contains(id));
     }
 
+    // ---- room ----------------------------------------------------------------------------------
+
+    /// What is accepted and has not ended.
+    pub fn pending(&self) -> Amount {
+        lock(&self.state).pending(self)
+    }
+
+    /// What may be, as far as that bounds anything.
+    pub fn most_pending(&self) -> Amount {
+        self.bounds.most()
+    }
+
+    /// Takes this for the memory that is free; for tests.
+    pub fn assume_memory(&self, free_bytes: u64) {
+        self.bounds.assume(free_bytes);
+    }
+
+    /// Whether calls are accepted, and whether there is room for one more item, as far as its arguments do not matter.
+    pub fn admits(&self) -> Result<bool, Refused> {
+        let state = lock(&self.state);
+        state.scheduler.accepts()?;
+        Ok(self.bounds.fits(state.pending(self), ONE))
+    }
+
+    /// Whether there is room for so much more.
+    pub fn has_room(&self, more: Amount) -> bool {
+        self.bounds.fits(self.pending(), more)
+    }
+
+    /// How many tasks run at a time, at most.
+    pub fn max_slots(&self) -> u32 {
+        self.limits.max_slots
+    }
+
+    fn check_room(&self, state: &State<C>, more: Amount, room: Room) -> Result<(), SubmitError> {
+        if room == Room::Needed && !self.bounds.fits(state.pending(self), more) {
+            return Err(SubmitError::Full(more));
+        }
+        Ok(())
+    }
+
+    /// A word to sleep on until there may be room for so much more, and what it says now: it changes then, and when
+    /// calls are no longer accepted. None if there is room.
+    pub fn wait_for_room(&self, more: Amount) -> Option<(&AtomicU32, u32)> {
+        let mut state = lock(&self.state);
+        if self.bounds.fits(state.pending(self), more) {
+            return None;
+        }
+        let mut mark = RoomMark {
+            pending: self.bounds.mark(more),
+            open: state.scheduler.accepts().is_ok(),
+        };
+        if let Some(other) = state.floor.room_mark {
+            mark.pending.items = mark.pending.items.max(other.pending.items);
+            mark.pending.bytes = mark.pending.bytes.max(other.pending.bytes);
+        }
+        state.floor.room_mark = Some(mark);
+        Some((&self.room_bell, self.room_bell.load(Ordering::SeqCst)))
+    }
+
     // ---- lane threads --------------------------------------------------------------------------
+
+    /// An item of the thread lane ends: to be said before its end can be seen, once for each that [`ThreadDone`]
+    /// counts.
+    pub fn thread_item_ends(&self) {
+        self.threads_ended.fetch_add(1, Ordering::SeqCst);
+    }
 
     /// Whether a lane thread should be started now; if so it is counted, and the caller starts it.
     pub fn wants_thread(&self) -> bool {
@@ -714,6 +820,8 @@ impl<C: Client> Engine<C> {
         self.with(|engine, state| {
             if let Some(done) = done {
                 state.thread_piece_done(&done);
+                let ran = u64::from(done.ran);
+                engine.threads_ended.fetch_sub(ran, Ordering::SeqCst);
             }
             state.act(engine);
             match state.floor.threads.pop_front() {
@@ -897,6 +1005,7 @@ impl<C: Client> Engine<C> {
             self.attended.store(false, Ordering::SeqCst);
             self.thread_sleepers.store(0, Ordering::SeqCst);
             self.thread_polls.store(false, Ordering::SeqCst);
+            self.threads_ended.store(0, Ordering::SeqCst);
             std::mem::replace(&mut *state, fresh)
         };
         drop(old);
@@ -922,7 +1031,11 @@ impl<C: Client> Engine<C> {
             state.floor.hub_until = Some(at);
             state.floor.wake_hub = true;
         }
-        if std::mem::take(&mut state.floor.settled) {
+        let ring_room = state.takes_room_mark(self);
+        if ring_room {
+            self.room_bell.fetch_add(1, Ordering::SeqCst);
+        }
+        if std::mem::take(&mut state.floor.settled) || ring_room {
             state.signal_waiter();
         }
         let garbage = std::mem::take(&mut state.floor.garbage);
@@ -947,6 +1060,9 @@ impl<C: Client> Engine<C> {
         // Giving gigabytes back to the system may take a second; before anybody hears that all has ended.
         drop(links);
         self.ring_threads(to_wake);
+        if ring_room {
+            futex::wake(&self.room_bell, u32::MAX, Scope::Private);
+        }
         if just_drained {
             self.drained_bell.fetch_add(1, Ordering::Release);
             futex::wake(&self.drained_bell, u32::MAX, Scope::Private);
@@ -988,6 +1104,29 @@ impl<C: Client> Engine<C> {
 }
 
 impl<C: Client> State<C> {
+    /// What is accepted and has not ended, in all lanes.
+    fn pending(&self, engine: &Engine<C>) -> Amount {
+        let of_threads = self.floor.open_thread_items;
+        let ended = engine.threads_ended.load(Ordering::SeqCst);
+        Amount {
+            items: self.floor.pending.items + of_threads.saturating_sub(ended),
+            ..self.floor.pending
+        }
+    }
+
+    /// Whether somebody who waits for room is to be told; then nobody waits any more.
+    fn takes_room_mark(&mut self, engine: &Engine<C>) -> bool {
+        let Some(mark) = self.floor.room_mark else {
+            return false;
+        };
+        let is_open = self.scheduler.accepts().is_ok();
+        let told = mark.open != is_open || self.pending(engine).is_within(mark.pending);
+        if told {
+            self.floor.room_mark = None;
+        }
+        told
+    }
+
     /// Whether a worker has claimed this item and not answered it.
     fn is_claimed(&self, call: CallId, item: u64) -> bool {
         self.scheduler
@@ -1181,7 +1320,7 @@ impl<C: Client> State<C> {
                 };
                 engine.client.settle_all(&held.ticket, items.clone(), &end);
                 match &mut held.body {
-                    Body::Remote { items: kept, .. } => kept.ended(items),
+                    Body::Remote { items: kept, .. } => floor.pending.take(kept.ended(items)),
                     Body::Local(_) => floor.open_thread_items -= items.end - items.start,
                 }
             }
@@ -1258,7 +1397,7 @@ impl<C: Client> State<C> {
         if let Some(held) = self.floor.calls.get_mut(&call) {
             engine.client.settle_run(&held.ticket, places.start, run);
             if let Body::Remote { items, .. } = &mut held.body {
-                items.ended(places);
+                self.floor.pending.take(items.ended(places));
             }
         }
         run.clear();
@@ -1296,7 +1435,7 @@ impl<C: Client> State<C> {
                         .client
                         .settle(&held.ticket, place, End::Answer { flavor, bytes });
                     if let Body::Remote { items, .. } = &mut held.body {
-                        items.ended(place..place + 1);
+                        self.floor.pending.take(items.ended(place..place + 1));
                     }
                 }
                 if tag & to_engine::LAST == 0 {
@@ -1323,7 +1462,7 @@ impl<C: Client> State<C> {
                     let end = End::Answer { flavor, bytes };
                     engine.client.settle(&held.ticket, places.start, end);
                     if let Body::Remote { items, .. } = &mut held.body {
-                        items.ended(places);
+                        self.floor.pending.take(items.ended(places));
                     }
                 }
                 true
@@ -1586,9 +1725,21 @@ impl<C: Client> Member for Engine<C> {
     }
 }
 
+/// Whether an item is accepted without room for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// It is not.
+    Needed,
+    /// It is: whoever submits it may neither wait nor be refused.
+    Beyond,
+}
+
 /// Why a call was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
+    /// There is no room for so much more.
+    #[error("too much is pending")]
+    Full(Amount),
     /// The scheduler does not take it.
     #[error("the executor takes no more work")]
     Refused(Refused),

@@ -5,6 +5,7 @@
 //! slice of a block. A block is freed when all its items have ended.
 
 use crate::arena::Span;
+use crate::bounds::Amount;
 use crate::definition::Definition;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -64,16 +65,13 @@ impl Block {
         self.row.len() + self.placed_bytes() < MOST_BLOCK_BYTES
     }
 
-    /// The next item that is pushed has large buffers there.
-    pub fn place(&mut self, spans: impl IntoIterator<Item = Arc<Span>>) {
+    /// The next item that is pushed has large buffers there. With each: whether its memory was taken for this item, and
+    /// not for an earlier one, or by the user.
+    pub fn place(&mut self, spans: impl IntoIterator<Item = (Arc<Span>, bool)>) {
         let item = self.ends.len() as u32;
-        for span in spans {
+        for (span, taken) in spans {
             let placed = self.placed.get_or_insert_default();
-            // Items that follow each other often have the same ones, which take their memory once.
-            let mut last = placed.spans.iter().rev().take(4);
-            if !last.any(|(_, last)| Arc::ptr_eq(last, &span)) {
-                placed.bytes += span.bytes();
-            }
+            placed.bytes += if taken { span.bytes() } else { 0 };
             placed.spans.push((item, span));
         }
     }
@@ -82,13 +80,12 @@ impl Block {
         self.placed.as_ref().map_or(0, |placed| placed.bytes)
     }
 
-    /// How large its last item is, as it travels.
-    pub fn last_bytes(&self) -> usize {
-        let end = |back: usize| match self.ends.len().checked_sub(back) {
-            Some(at) => self.ends[at] as usize,
-            None => 0,
-        };
-        self.row.len().saturating_sub(end(2))
+    /// What its items add to what is pending. Those that workers make from their numbers are not kept anywhere.
+    pub fn amount(&self) -> Amount {
+        Amount {
+            items: self.ends.len() as u64,
+            bytes: (self.row.len() + self.placed_bytes()) as u64,
+        }
     }
 
     /// Takes over the only item of another block, which is empty then.
@@ -368,21 +365,29 @@ impl Items {
         })
     }
 
-    /// These items have ended; frees the blocks of which nothing is left.
-    pub(crate) fn ended(&mut self, items: Range<u64>) {
+    /// These items have ended; frees the blocks of which nothing is left. Returns what is pending no more: the items
+    /// at once, their bytes with their block.
+    #[must_use]
+    pub(crate) fn ended(&mut self, items: Range<u64>) -> Amount {
+        let mut over = Amount::default();
         let mut item = items.start;
         while item < items.end {
-            let Some(index) = self.at(item) else { return };
+            let Some(index) = self.at(item) else { break };
             let held = &mut self.blocks[index];
             let end = items.end.min(held.first + held.block.len() as u64);
-            held.unended = held.unended.saturating_sub(end - item);
+            let count = (end - item).min(held.unended);
+            held.unended -= count;
+            let kept = held.block.amount();
+            over.items += count.min(kept.items);
             let empty = held.unended == 0;
             item = end;
             if empty {
+                over.bytes += kept.bytes;
                 // Almost always the first one: items are handed out in order.
                 self.blocks.remove(index);
             }
         }
+        over
     }
 }
 
@@ -421,7 +426,7 @@ mod tests {
         items.push(&mut block(1, 8));
         assert_eq!(items.fit(&(0..3)), 2);
         drop(slice);
-        items.ended(0..2);
+        let _ = items.ended(0..2);
         items.push(&mut block(1, 70_000));
         items.push(&mut block(1, 8));
         let lens: Vec<_> = items.blocks.iter().map(|held| held.block.len()).collect();
@@ -441,7 +446,7 @@ mod tests {
         let slice = items.slice(&(0..2)).unwrap();
         items.push(&mut block(1, 8));
         drop(slice);
-        items.ended(2..3);
+        let _ = items.ended(2..3);
         items.push(&mut block(1, 9));
         assert_eq!(items.slice(&(3..4)).unwrap().as_ref().len(), 13);
         assert_eq!(items.slice(&(1..2)).unwrap().as_ref().len(), 12);
@@ -460,7 +465,7 @@ mod tests {
             slice.as_ref(),
             [&3_u64.to_le_bytes(), &b"rule"[..]].concat()
         );
-        items.ended(0..1_000_002);
+        let _ = items.ended(0..1_000_002);
         assert!(items.blocks.is_empty());
     }
 
@@ -469,13 +474,57 @@ mod tests {
         let mut items = Items::default();
         items.extend(block(2, 1));
         items.extend(block(2, 1));
-        items.ended(1..3);
+        let _ = items.ended(1..3);
         assert_eq!(items.blocks.len(), 2);
-        items.ended(0..1);
+        let _ = items.ended(0..1);
         assert_eq!(items.blocks.len(), 1);
         assert!(items.slice(&(0..1)).is_none());
         assert!(items.slice(&(3..4)).is_some());
-        items.ended(3..4);
+        let _ = items.ended(3..4);
         assert!(items.blocks.is_empty());
+    }
+
+    #[test]
+    fn what_was_pending_is_pending_no_more_once_it_has_ended() {
+        let amount = |items, bytes| Amount { items, bytes };
+        let arena = crate::arena::Arena::of_results(crate::arena::create_file().unwrap());
+        let mut items = Items::default();
+        let mut pending = Amount::default();
+        let mut large = Block::new();
+        large.place(arena.reserve(1000).map(|span| (Arc::new(span), true)));
+        large.push(|row| row.push(1));
+        assert_eq!(large.amount(), amount(1, 1005));
+        large.push(|row| row.extend([1; 5]));
+        assert_eq!(large.amount(), amount(2, 1014));
+        for _ in 0..3 {
+            let mut one = block(1, 8);
+            pending.add(one.amount());
+            items.push(&mut one);
+        }
+        for more in [
+            large,
+            block(5, 100),
+            Block::generated(7, Box::new([])),
+            block(1, 1),
+        ] {
+            pending.add(more.amount());
+            items.extend(more);
+        }
+        assert_eq!(pending, amount(11, 36 + 1014 + 520 + 5));
+        // In any order, as deaths and cancellations have it.
+        let left = [
+            (4..5, amount(10, 1575)),
+            (0..1, amount(9, 1575)),
+            (9..12, amount(8, 1575)),
+            (2..4, amount(6, 561)),
+            (12..17, amount(6, 561)),
+            (1..2, amount(5, 525)),
+            (5..9, amount(1, 5)),
+            (17..18, amount(0, 0)),
+        ];
+        for (range, left) in left {
+            pending.take(items.ended(range.clone()));
+            assert_eq!(pending, left, "{range:?}");
+        }
     }
 }

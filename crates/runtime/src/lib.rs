@@ -11,11 +11,12 @@
 //! * [`wire`]: what messages say.
 //! * [`arena`]: shared memory for large buffers.
 //! * [`borrowed`]: the worker's view of it.
-//! * [`budget`]: how many CPUs there are, and how much memory.
+//! * [`budget`]: how many CPUs there are, and how much memory; [`bounds`]: how much may be pending.
 //! * [`sys`]: the operating system, one file per mechanism.
 
 pub mod arena;
 pub mod borrowed;
+pub mod bounds;
 pub mod budget;
 pub mod client;
 pub mod definition;
@@ -33,13 +34,14 @@ pub mod wire;
 pub mod worker;
 
 pub use arena::{Arena, Placement, Span};
+pub use bounds::{Amount, MaxPending};
 pub use budget::{CpuBudget, MemoryBudget};
 pub use client::{AnswerBytes, Client, End, Loss, Run};
 pub use definition::Definition;
 pub use engine::waiting::{Attended, Patience, Watch, poll_until};
 pub use engine::{
-    BreakageReport, Engine, Initializer, Limits, Plan, Remote, Single, SubmitError, ThreadDone,
-    ThreadNext, ThreadPiece, begin_in_child, forked_child,
+    BreakageReport, Engine, Initializer, Limits, Plan, Remote, Room, Single, SubmitError,
+    ThreadDone, ThreadNext, ThreadPiece, begin_in_child, forked_child,
 };
 pub use harvest::Fruit;
 pub use hub::{
