@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rightlane._errors import RemoteTraceback as RemoteTraceback
     from rightlane._errors import RightlaneError as RightlaneError
     from rightlane._errors import SerializationError as SerializationError
+    from rightlane._errors import SharedStateError as SharedStateError
+    from rightlane._errors import SharedStateWarning as SharedStateWarning
     from rightlane._errors import WorkerLost as WorkerLost
     from rightlane._executor import Executor as Executor
     from rightlane._executor import ExecutorView as ExecutorView
@@ -53,6 +55,8 @@ __all__ = [
     "Row",
     "SerializationError",
     "Shared",
+    "SharedStateError",
+    "SharedStateWarning",
     "ThreadPool",
     "WorkerLost",
     "__version__",
@@ -79,6 +83,8 @@ _HOME = {
     "Row": "_compare",
     "SerializationError": "_errors",
     "Shared": "_memory",
+    "SharedStateError": "_errors",
+    "SharedStateWarning": "_errors",
     "ThreadPool": "_pool",
     "WorkerLost": "_errors",
     "asarray": "_memory",

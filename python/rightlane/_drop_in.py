@@ -35,6 +35,7 @@ class _Pool(_executor.Executor):
     _initargs: tuple[Any, ...]
     _ended: bool
     _standard = True
+    _guards = False  # existing code knows that processes have copies, and expects no warnings
 
     def __init__(
         self,

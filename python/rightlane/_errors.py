@@ -28,6 +28,8 @@ __all__ = [
     "RemoteTraceback",
     "RightlaneError",
     "SerializationError",
+    "SharedStateError",
+    "SharedStateWarning",
     "WorkerLost",
 ]
 
@@ -127,6 +129,28 @@ class DeserializationError(SerializationError, pickle.UnpicklingError, BrokenPro
 
     Only its task fails. It is a `BrokenProcessPool` because a standard pool breaks of it. Parameters as of
     `SerializationError`.
+    """
+
+
+class SharedStateError(RightlaneError, RuntimeError):
+    """The function changes state that its caller's process has and does not share with workers.
+
+    What its task gets from an executor with `shared="error"`; see `SharedStateWarning`. The message says what
+    is changed. The function may have run, in the worker; once it is known, it is not run any more.
+    """
+
+
+class SharedStateWarning(UserWarning):
+    """A function in a worker process changes state that it does not share with the caller's process.
+
+    That is a global, a variable of an enclosing function, a mutable default, a class attribute, its `self` or
+    an argument. Each worker process changes its own copy, and the caller's stays what it was; in threads all
+    see one. Where it does not matter, as with a cache, ignore it as any warning; `Executor(shared=...)` says
+    what else may be done.
+
+    Issued once for each function and executor, for the line of the function's definition, in the thread that
+    takes a result, makes a call or shuts the executor down. Under a filter that makes errors of warnings it
+    is raised there; the result is kept for the next time that it is asked for.
     """
 
 

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     T = TypeVar("T")
     Lane = Literal["auto", "process", "thread", "inline"]
+    SharedState = Literal["warn", "thread", "error"]
 
 __all__ = ["Executor", "ExecutorView"]
 
 _LANES = ("auto", "process", "thread", "inline")
+_SHARED_STATE = ("warn", "thread", "error")
 _MOST_WORKERS = 4096
 _NO_LIMIT = 2**63  # more tasks than any worker will see
 _EXIT_PATIENCE_S = 5.0
@@ -215,6 +217,7 @@ class ExecutorView(concurrent.futures.Executor):
         if wait:
             engine.wait_drained(None)
             _join(engine)
+            _native.guard_tell()
 
 
 class Executor(ExecutorView):
@@ -250,6 +253,14 @@ class Executor(ExecutorView):
         keeps nothing for its numbers; they count only where `max_pending` is a number.
     thread_name_prefix : str
         Names of lane threads begin with it.
+    shared : {"warn", "thread", "error"}
+        What to do about a function that, in a worker process, changes state of which the caller's process has
+        its own copy: a global, a variable of an enclosing function, a mutable default, a class attribute, its
+        `self` or an argument. Each worker looks at the first three calls of a function, and at its code.
+        "warn" (the default): one `SharedStateWarning` for each function and executor. "thread": with lane
+        "auto" such a function also runs in threads from then on, at once where its code says so; calls that
+        were made before stay as they were. "error": its tasks fail with `SharedStateError`. What runs in
+        threads or inline shares everything, and is not looked at.
 
     Raises
     ------
@@ -277,6 +288,7 @@ class Executor(ExecutorView):
     # Whether it stands for a pool of the standard library, which accepts everything: where a caller must not
     # wait for room, its calls are accepted beyond the bounds.
     _standard = False
+    _guards = True
 
     def __init__(
         self,
@@ -288,8 +300,12 @@ class Executor(ExecutorView):
         max_tasks_per_child: int | None = None,
         max_pending: float | None = None,
         thread_name_prefix: str = "",
+        shared: SharedState = "warn",
     ) -> None:
         lane = _lane(lane)
+        if not isinstance(shared, str) or shared not in _SHARED_STATE:
+            known = ", ".join(repr(name) for name in _SHARED_STATE)
+            raise ValueError(f"unknown shared {shared!r}; use one of {known}")
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable or None, not {type(initializer).__name__}")
         if not isinstance(thread_name_prefix, str):
@@ -302,6 +318,7 @@ class Executor(ExecutorView):
         if processes:
             _prepare_template()
         name = thread_name_prefix or f"rightlane-{_next_number()}"
+        guarding = shared if self._guards else None
         engine = _native.Engine(
             workers,
             processes,
@@ -311,6 +328,7 @@ class Executor(ExecutorView):
             tasks,
             max_pending=pending,
             standard=self._standard,
+            guarding=guarding,
         )
         if processes:
             _import_pickling()
@@ -453,6 +471,10 @@ def _at_exit() -> None:
         _join(engine)
     _native.stop_completions()
     _door.join()
+    try:
+        _native.guard_tell()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
 
 
 def _name_open_tasks(engine: _native.Engine) -> None:

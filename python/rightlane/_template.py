@@ -49,7 +49,15 @@ def _warm_up() -> bool:
     return bool(_WARMERS)
 
 
-_WARMERS = ["os", "_pickle", "rightlane._byvalue", "rightlane._remote", "rightlane._preload"]
+_WARMERS = [
+    "rightlane._guard",
+    "os",
+    "_pickle",
+    "rightlane._byvalue",
+    "rightlane._remote",
+    "rightlane._digest",
+]
+_WARMERS += ["rightlane._preload"]
 
 
 def _knows(lesson: bytes) -> bool:

@@ -101,6 +101,7 @@ def test_wherever_a_call_may_carry_one(busy: rl.Executor, nbytes: int) -> None:
 # --- arguments ---
 
 
+@pytest.mark.filterwarnings("ignore::rightlane.SharedStateWarning")
 @pytest.mark.parametrize("step", [1, 9000])
 def test_a_task_may_write_into_its_argument(make: Callable[..., rl.Executor], step: int) -> None:
     """Neither the caller nor the next task in that worker sees it: the same array or another as large."""
@@ -116,6 +117,7 @@ def test_a_task_may_write_into_its_argument(make: Callable[..., rl.Executor], st
                     assert ex.submit(tasks.overwrite, sent, step).result() == expected
 
 
+@pytest.mark.filterwarnings("ignore::rightlane.SharedStateWarning")
 def test_a_task_may_write_into_the_item_of_a_map(pool: rl.Executor) -> None:
     """rule 8: also where the same array is several items of a chunk."""
     arrays = [array for n in range(4) for nbytes in SIZES for array in [numbers(n, nbytes)] * 3]
@@ -125,6 +127,7 @@ def test_a_task_may_write_into_the_item_of_a_map(pool: rl.Executor) -> None:
     assert [tasks.checksum(array) for array in arrays] == expected
 
 
+@pytest.mark.filterwarnings("ignore::rightlane.SharedStateWarning")
 def test_a_task_may_keep_its_argument(make: Callable[..., rl.Executor]) -> None:
     """Whatever the worker is sent later, and whatever the caller does with its own."""
     ex = make(1, lane="process")
@@ -178,6 +181,7 @@ def test_a_task_may_answer_with_views_of_its_argument(pool: rl.Executor) -> None
         assert equal(numbers(nbytes, nbytes), array)
 
 
+@pytest.mark.filterwarnings("ignore::rightlane.SharedStateWarning")
 def test_a_result_is_a_snapshot(make: Callable[..., rl.Executor]) -> None:
     """What the worker keeps and what the caller got go separate ways, and so do two answers of one array."""
     ex = make(1, lane="process")

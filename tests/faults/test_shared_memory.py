@@ -95,6 +95,7 @@ def overwrite_in_a_thread(values: Array) -> int:
     return before
 
 
+@pytest.mark.filterwarnings("ignore::rightlane.SharedStateWarning")
 def test_whoever_wrote_into_an_argument_the_next_one_is_right(make: Make) -> None:
     """rule 26: the pages that a thread of the task wrote are dropped, too."""
     pool = make(1, lane="process")
@@ -117,6 +118,7 @@ def drop_kept() -> None:
     del tasks.borrowed  # type: ignore[attr-defined]
 
 
+@pytest.mark.filterwarnings("ignore::rightlane.SharedStateWarning")
 def test_what_a_task_keeps_is_lent_until_it_is_dropped(make: Make) -> None:
     pool = make(1, lane="process")
     for round_ in range(3):
@@ -212,6 +214,7 @@ def test_ten_thousand_results_alive(make: Make) -> None:
 
 @pytest.mark.once
 @pytest.mark.skipif(available_memory_bytes() < 12 << 30, reason="needs 12 GiB of free memory")
+@pytest.mark.filterwarnings("ignore::rightlane.SharedStateWarning")
 def test_more_than_two_gib(make: Make) -> None:
     """Beyond what 32 bits count, signed or not, together."""
     ex = make(1, lane="process")

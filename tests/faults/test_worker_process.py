@@ -271,6 +271,7 @@ def test_the_process_list_is_readable(pool: rl.Executor) -> None:
     assert re.search("rightlane", Path(f"/proc/{template}/cmdline").read_bytes().decode())
 
 
+@pytest.mark.filterwarnings("ignore::rightlane.SharedStateWarning")
 def test_a_task_may_change_signal_handlers_and_directory(pool: rl.Executor) -> None:
     """What a task does to its own process is its own affair."""
 

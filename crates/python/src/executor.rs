@@ -5,6 +5,7 @@ use crate::codec;
 use crate::definition::PyDefinition;
 use crate::ffi;
 use crate::future::{Origin, Slot, Stream, function_name, new_future};
+use crate::guard::{self, Guarding};
 use crate::map::{Feed, MapResults, MapState, Source};
 use crate::pool::{PoolMap, Shape};
 use crate::raw::serialization_error;
@@ -34,6 +35,10 @@ pub(crate) mod shape {
     pub(crate) const ONE: u32 = 1;
     /// Each item is a tuple of the positional arguments.
     pub(crate) const SPREAD: u32 = 2;
+    /// Added to one of these: the function's first calls are watched (rule 3).
+    pub(crate) const GUARDED: u32 = 1 << 8;
+    /// ... and those that change shared state fail.
+    pub(crate) const STRICT: u32 = 1 << 9;
 }
 
 /// An exit of the interpreter has begun: nothing new is accepted.
@@ -250,7 +255,9 @@ impl LocalItems {
 
 /// The engine's client.
 #[derive(Debug)]
-pub(crate) struct Client;
+pub(crate) struct Client {
+    guard: guard::Told,
+}
 
 impl rightlane_runtime::Client for Client {
     type Ticket = Ticket;
@@ -300,6 +307,10 @@ impl rightlane_runtime::Client for Client {
             }
             return;
         }
+        if let Some(told) = bytes.strip_prefix(b"guard\0") {
+            self.guard.notice(told);
+            return;
+        }
         // As `rightlane._preload` writes it: what each lesson imports, its subject first, then what is common to all.
         let mut parts = bytes.splitn(3, |byte| *byte == 0);
         if let (Some(b"learn"), Some(lessons), Some(common)) =
@@ -339,6 +350,8 @@ pub(crate) struct Executor {
     standard: bool,
     /// Whether the user has said how much may be pending.
     pub(crate) max_pending: Option<u64>,
+    /// What is done about functions that change shared state.
+    pub(crate) guarding: Guarding,
     /// The level of what its lane threads run, or more where the caller's is higher.
     task_level: Level,
     /// What a lane thread's initializer raised.
@@ -568,6 +581,8 @@ impl Executor {
         when: WhenFull,
     ) -> PyResult<Py<PyAny>> {
         let py = function.py();
+        guard::tell(py)?;
+        let lane = self.guarding.lane(lane, function)?;
         match lane {
             Lane::Inline => self.check_open(py)?,
             Lane::Auto | Lane::Process | Lane::Thread => self.admit(py, when)?,
@@ -653,7 +668,7 @@ impl Executor {
             Ok(self.accept(py, when, |room| {
                 let single = Single {
                     function: &definition.get().inner,
-                    shape,
+                    shape: shape | self.guarding.flags(),
                     item: &mut item,
                 };
                 let open = |call| {
@@ -1262,10 +1277,11 @@ impl PyEngine {
     #[new]
     /// `idle_s`: after so many seconds an idle worker process or lane thread ends. `shared`: it is told of each change
     /// of the caller's world by `turn_world`, and its tasks must not wait for others of it. `max_pending`: 0 lifts
-    /// every bound. `standard`: where a caller must not wait for room, its calls are accepted without.
+    /// every bound. `standard`: where a caller must not wait for room, its calls are accepted without. `guarding`: what
+    /// is done about functions that change shared state, which nobody looks for if it is None.
     #[pyo3(signature = (
         max_workers, prepare, initializer, initargs, thread_name, max_tasks_per_child=None, idle_s=None,
-        shared=false, max_pending=None, standard=false,
+        shared=false, max_pending=None, standard=false, guarding=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "the face checks and names them")]
     fn new(
@@ -1279,7 +1295,9 @@ impl PyEngine {
         shared: bool,
         max_pending: Option<u64>,
         standard: bool,
+        guarding: Option<Guarding>,
     ) -> PyResult<PyEngine> {
+        let guarding = guarding.unwrap_or(Guarding::Off);
         if max_workers == 0 || max_tasks_per_child == Some(0) {
             return Err(PyValueError::new_err("limits must be at least 1"));
         }
@@ -1300,7 +1318,13 @@ impl PyEngine {
             (Some(function), false) => remote_initializer(function, &initargs).ok(),
             (None, _) => None,
         };
-        let engine = Engine::new(Client, limits, remote);
+        let engine = Engine::new(
+            Client {
+                guard: guard::Told::new(guarding),
+            },
+            limits,
+            remote,
+        );
         if prepare {
             engine.prepare_processes()?;
         }
@@ -1314,6 +1338,7 @@ impl PyEngine {
             shared,
             standard,
             max_pending: max_pending.filter(|items| *items > 0),
+            guarding,
             task_level: nesting().1 + u32::from(shared),
             thread_raised: Mutex::default(),
             feeds: Mutex::default(),
@@ -1419,6 +1444,8 @@ impl PyEngine {
         let py = function.py();
         self.executor.check_open(py)?;
         check_function(function)?;
+        guard::tell(py)?;
+        let lane = self.executor.guarding.lane(lane, function)?;
         let source = Source::new(&self.executor, lane, function, iterable, spread, chunksize)?;
         MapResults::start(
             py,
@@ -1669,6 +1696,7 @@ pub(crate) fn after_fork_in_child(py: Python<'_>) {
     }
     crate::sent::forked_child();
     handover::forked_child();
+    guard::forked_child();
     crate::completion::forked_child();
     rightlane_runtime::forked_child(guard);
 }

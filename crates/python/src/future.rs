@@ -20,6 +20,7 @@ use crate::codec;
 use crate::completion;
 use crate::executor::{Executor, Local, lock};
 use crate::ffi;
+use crate::guard;
 use crate::handover;
 use crate::raw::{Raw, cancelled_error, flavor};
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
@@ -715,6 +716,7 @@ impl FutureCore {
     fn result(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         let (py, slot) = (slf.py(), &slf.get().slot);
         slot.wait_done(py, timeout)?;
+        guard::tell(py)?;
         if slot.state.load(Ordering::SeqCst) != FINISHED {
             return Err(cancelled_error(py));
         }
@@ -727,6 +729,7 @@ impl FutureCore {
     fn exception(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
         let (py, slot) = (slf.py(), &slf.get().slot);
         slot.wait_done(py, timeout)?;
+        guard::tell(py)?;
         if slot.state.load(Ordering::SeqCst) != FINISHED {
             return Err(cancelled_error(py));
         }

@@ -9,6 +9,7 @@
 //! * [`codec`], [`raw`]: how values travel, and how ends arrive.
 //! * [`definition`]: functions and classes named by number.
 //! * [`known`]: functions whose definitions still hold.
+//! * [`guard`]: functions that were seen to change shared state.
 //! * [`worker`]: the loops of template and worker processes.
 //! * [`ffi`]: calls of Python code in threads that may end in it.
 //! * [`cli`]: the commands.
@@ -21,6 +22,7 @@ mod definition;
 mod executor;
 mod ffi;
 mod future;
+mod guard;
 mod handover;
 mod kept;
 mod known;
@@ -104,6 +106,7 @@ mod _core {
         },
         ffi::SharedBuffer,
         future::FutureCore,
+        guard::{guard_settle, guard_tell, guard_verdict},
         map::MapResults,
         pool::{Inlet, PoolMap},
         set_template_program, take_door, umask, want_site,

@@ -21,6 +21,7 @@ use crate::executor::{
 };
 use crate::ffi;
 use crate::future::{Slot, deadline_after, function_name};
+use crate::guard;
 use crate::kept::{Entry, Kept, Part};
 use crate::raw::{Raw, cancelled_error};
 use crate::sent::Sweep;
@@ -717,7 +718,7 @@ impl Source {
                         };
                         let remote = Remote {
                             function: definition.clone(),
-                            shape,
+                            shape: shape | feed.executor.guarding.flags(),
                             items,
                         };
                         let ticket = Ticket::Map(feed.state.clone());
@@ -1307,7 +1308,9 @@ impl MapResults {
             return Ok(None);
         }
         self.started = true;
-        let next = self.next(py);
+        let next = self
+            .next(py)
+            .and_then(|next| guard::tell(py).map(|()| next));
         if next.is_err() {
             self.stop();
         }

@@ -158,6 +158,7 @@ pub(crate) fn serve_worker(
         flush: hooks.getattr("flush")?,
         take_notices: hooks.getattr("take_notices")?,
         news: hooks.getattr("news")?,
+        watch: hooks.getattr("watch")?,
     };
     Worker {
         py,
@@ -192,6 +193,23 @@ struct Hooks<'py> {
     flush: Bound<'py, PyAny>,
     take_notices: Bound<'py, PyAny>,
     news: Bound<'py, PyAny>,
+    watch: Bound<'py, PyAny>,
+}
+
+/// A function that has been resolved.
+#[derive(Clone)]
+struct Function<'py> {
+    object: Bound<'py, PyAny>,
+    guard: Guard<'py>,
+}
+
+/// Whether somebody looks at what the calls of a function change (rule 3).
+#[derive(Clone)]
+enum Guard<'py> {
+    /// Nobody has been asked.
+    Unasked,
+    Watched(Bound<'py, PyAny>),
+    Done,
 }
 
 struct Worker<'py> {
@@ -199,9 +217,9 @@ struct Worker<'py> {
     desk: Desk,
     hooks: Hooks<'py>,
     /// Functions that have been resolved, by definition.
-    functions: HashMap<u64, Bound<'py, PyAny>>,
+    functions: HashMap<u64, Function<'py>>,
     /// The one that the piece under way calls.
-    current: Option<(u64, Bound<'py, PyAny>)>,
+    current: Option<(u64, Function<'py>)>,
     /// Which of them must not outlast the piece that runs.
     passing: Option<u64>,
     /// A function was resolved, and nobody has looked yet at what it imported.
@@ -427,15 +445,18 @@ impl<'py> Worker<'py> {
         argument: Argument<'_>,
     ) -> Result<Bound<'py, PyAny>, Failed> {
         let (py, id) = (self.py, function);
-        let function = match &self.current {
-            Some((id, current)) if *id == function => current.clone(),
+        let guarding = shape & (shape::GUARDED | shape::STRICT);
+        let shape = shape & !guarding;
+        let current = match &self.current {
+            Some((id, current)) if *id == function => current,
             _ => {
                 let found = self.function(function).map_err(Failed::Unreadable)?;
                 let found = found.ok_or(Failed::Outdated)?;
-                self.current = Some((function, found.clone()));
-                found
+                &self.current.insert((function, found)).1
             }
         };
+        let watched = guarding != 0 && !matches!(current.guard, Guard::Done);
+        let object = current.object.clone();
         if let Some(borrowed) = self.desk.borrowed() {
             borrowed.enter(id);
         }
@@ -447,23 +468,105 @@ impl<'py> Worker<'py> {
                 .map_err(PyErr::from),
         };
         let argument = argument.map_err(Failed::Unreadable)?;
-        let called = match shape {
-            shape::ONE => call_item(&function, &argument, false),
-            shape::SPREAD => call_item(&function, &argument, true),
-            _ => {
-                let (args, kwargs): (Bound<'_, PyTuple>, Option<Bound<'_, PyDict>>) =
-                    argument.extract().map_err(Failed::Unreadable)?;
-                crate::executor::call(&function, &args, kwargs.as_ref())
-            }
+        if watched {
+            return self.call_watched(function, &object, shape, guarding, &argument);
+        }
+        call_as(&object, shape, &argument)
+    }
+
+    /// One of the first calls of a function. Its notice is on its way before its answer is.
+    #[cold]
+    fn call_watched(
+        &mut self,
+        id: u64,
+        function: &Bound<'py, PyAny>,
+        shape: u32,
+        guarding: u32,
+        argument: &Bound<'py, PyAny>,
+    ) -> Result<Bound<'py, PyAny>, Failed> {
+        let py = self.py;
+        let Some(watch) = self.watch(id, function, guarding & shape::STRICT != 0) else {
+            return call_as(function, shape, argument);
         };
-        called
-            .map(|value| value.into_bound(py))
-            .map_err(|exception| Failed::Raised(PyErr::from_value(exception.into_bound(py))))
+        let (args, kwargs): (Bound<'_, PyTuple>, Option<Bound<'_, PyDict>>) = match shape {
+            shape::ONE => {
+                let args = PyTuple::new(py, [argument]).map_err(Failed::Unreadable)?;
+                (args, None)
+            }
+            shape::SPREAD => (
+                argument
+                    .cast::<PyTuple>()
+                    .map_err(|error| Failed::Unreadable(error.into()))?
+                    .clone(),
+                None,
+            ),
+            _ => argument.extract().map_err(Failed::Unreadable)?,
+        };
+        let refused = watch.call_method1("before", (args, kwargs));
+        let refused = refused.map(|refused| (!refused.is_none()).then_some(refused));
+        let called = match refused {
+            Ok(Some(error)) => Err(Failed::Raised(PyErr::from_value(error))),
+            _ => call_as(function, shape, argument),
+        };
+        if forked() {
+            // The parent speaks for both.
+            return called;
+        }
+        type Seen<'py> = (Option<Vec<u8>>, bool, Option<Bound<'py, PyAny>>);
+        let seen = watch.call_method0("after");
+        match seen.and_then(|seen| seen.extract::<Seen<'py>>()) {
+            Ok((notice, over, error)) => {
+                if let Some(notice) = notice {
+                    let _ = self.desk.notice(&notice);
+                }
+                if over {
+                    self.set_guard(id, Guard::Done);
+                }
+                match error {
+                    Some(error) => Err(Failed::Raised(PyErr::from_value(error))),
+                    None => called,
+                }
+            }
+            Err(_) => {
+                self.set_guard(id, Guard::Done);
+                called
+            }
+        }
+    }
+
+    /// Who watches the next call of a function, if anybody does.
+    fn watch(
+        &mut self,
+        id: u64,
+        function: &Bound<'py, PyAny>,
+        strict: bool,
+    ) -> Option<Bound<'py, PyAny>> {
+        if let Some((_, current)) = &self.current
+            && let Guard::Watched(watch) = &current.guard
+        {
+            return Some(watch.clone());
+        }
+        let asked = self.hooks.watch.call1((function, strict));
+        let watch = asked.ok().filter(|watch| !watch.is_none());
+        let guard = watch.clone().map_or(Guard::Done, Guard::Watched);
+        self.set_guard(id, guard);
+        watch
+    }
+
+    fn set_guard(&mut self, id: u64, guard: Guard<'py>) {
+        if let Some(function) = self.functions.get_mut(&id) {
+            function.guard = guard.clone();
+        }
+        if let Some((current, function)) = &mut self.current
+            && *current == id
+        {
+            function.guard = guard;
+        }
     }
 
     /// The function behind a definition. What has a state of its own lasts for one piece only. None if a worker that
     /// starts now would find what is wanted, and this one does not (rule 5).
-    fn function(&mut self, id: u64) -> PyResult<Option<Bound<'py, PyAny>>> {
+    fn function(&mut self, id: u64) -> PyResult<Option<Function<'py>>> {
         if let Some(function) = self.functions.get(&id) {
             return Ok(Some(function.clone()));
         }
@@ -471,7 +574,11 @@ impl<'py> Worker<'py> {
         if resolved.is_none() {
             return Ok(None);
         }
-        let (function, lasting): (Bound<'py, PyAny>, bool) = resolved.extract()?;
+        let (object, lasting): (Bound<'py, PyAny>, bool) = resolved.extract()?;
+        let function = Function {
+            object,
+            guard: Guard::Unasked,
+        };
         self.functions.insert(id, function.clone());
         self.fresh = true;
         self.tell_notices();
@@ -554,6 +661,26 @@ impl<'py> Worker<'py> {
             let _ = self.desk.notice(&bytes);
         }
     }
+}
+
+fn call_as<'py>(
+    function: &Bound<'py, PyAny>,
+    shape: u32,
+    argument: &Bound<'py, PyAny>,
+) -> Result<Bound<'py, PyAny>, Failed> {
+    let py = function.py();
+    let called = match shape {
+        shape::ONE => call_item(function, argument, false),
+        shape::SPREAD => call_item(function, argument, true),
+        _ => {
+            let (args, kwargs): (Bound<'_, PyTuple>, Option<Bound<'_, PyDict>>) =
+                argument.extract().map_err(Failed::Unreadable)?;
+            crate::executor::call(function, &args, kwargs.as_ref())
+        }
+    };
+    called
+        .map(|value| value.into_bound(py))
+        .map_err(|exception| Failed::Raised(PyErr::from_value(exception.into_bound(py))))
 }
 
 /// What an item is made from.
