@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import math
-import operator
 import os
 import queue
 import random
@@ -294,6 +293,7 @@ def test_bytes_are_bounded_and_one_alone_is_always_taken(make: Make, gate: Gate)
     gate.open()
     waiting.join(60)
     assert waiting.was_open and held.result(60) == huge
+    assert waiting.future is not None and waiting.future.result(60) == 42
     nothing_pending(ex)
 
 
@@ -444,11 +444,18 @@ def test_endless_arrays_are_read_within_the_bound(
     """No more of them lie anywhere, read ahead or as results, than the bound in bytes allows."""
     ex = make(2, lane=busy_lane)
     ex._engine.assume_memory(NO_MEMORY)
-    read = itertools.count()
+    read = 0
     ahead: list[int] = []
-    results = ex.map(function, (full(2 * MIB, i) for i in read))
+
+    def arrays() -> Iterator[Array]:
+        nonlocal read
+        while True:
+            read += 1
+            yield full(2 * MIB, read - 1)
+
+    results = ex.map(function, arrays())
     for i in range(60):
-        ahead.append(operator.index(read.__reduce__()[1][0]) - i)  # type: ignore[arg-type]
+        ahead.append(read - i)
         assert pending(ex)[1] <= LEAST_BYTES
         value = next(results)
         assert int(np.asarray(value).sum()) == (i * 2 * MIB // 8)

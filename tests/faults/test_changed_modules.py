@@ -59,7 +59,7 @@ def test_a_reloaded_module_is_what_tasks_run(run, flags: list[str]) -> None:  # 
                 pid = ex.submit(leave, sys.argv[1] + "/left").result()
                 assert ex.submit(work.value, 2).result() == 3 and ex.submit(os.getpid).result() == pid
 
-                write("work", "def value(x):\\n    return x + 1000\\ndef new(x):\\n    return -x\\n")
+                write("work", "def value(x):\\n    return x + 1000\\ndef new(x):\\n    return -x\\n\\n")
                 importlib.reload(work)
                 assert ex.submit(work.value, 1).result() == 1001
                 assert (folder / "left").exists(), "the worker said no goodbye"
