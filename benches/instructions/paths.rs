@@ -11,7 +11,7 @@ use rightlane_core::{
 };
 use rightlane_ring::{Assembler, Attempt, Consumer, Outgoing, Producer, Progress, RingView, claim};
 // What the module below refers to as `crate::…`.
-use rightlane_runtime::{arena, definition, wire};
+use rightlane_runtime::{arena, bounds, definition, wire};
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::ops::Range;
@@ -314,7 +314,7 @@ fn slice_and_end(block: items::Block) -> items::Items {
         let slice = kept.slice(&piece).expect("in one block");
         black_box(slice.as_ref());
         first = piece.end;
-        kept.ended(piece);
+        black_box(kept.ended(piece));
     }
     kept
 }
@@ -329,7 +329,7 @@ fn blocks_of_one_item() -> items::Items {
         kept.extend(block);
         black_box(kept.slice(&(item..item + 1)));
     }
-    kept.ended(0..1000);
+    black_box(kept.ended(0..1000));
     kept
 }
 
