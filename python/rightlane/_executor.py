@@ -13,7 +13,7 @@ from concurrent.futures import thread as _thread_pool
 # Imported here, with the user's own import, and not by the first call in some thread: a fork of the
 # process in the middle of an import would leave the child waiting for it. What pickles functions is imported
 # by the first executor that may need it, while the template starts on another core.
-from rightlane import _door, _future, _native, _world
+from rightlane import _door, _forks, _future, _native, _world
 
 TYPE_CHECKING = False  # nothing here needs `typing` at run time, and its import takes two milliseconds
 if TYPE_CHECKING:
@@ -487,10 +487,5 @@ def _name_open_tasks(engine: _native.Engine) -> None:
 
 # Registered after the standard library's own hook, hence run before it: lane threads may use its pools
 # until they end.
-assert _thread_pool is not None and _future is not None
+assert _thread_pool is not None and _future is not None and _forks is not None
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
-os.register_at_fork(
-    before=_native.before_fork,
-    after_in_parent=_native.after_fork_in_parent,
-    after_in_child=_native.after_fork_in_child,
-)

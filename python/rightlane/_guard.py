@@ -48,6 +48,7 @@ _MOST_FUNCTIONS = 64
 _MOST_NESTED = 8
 _MOST_NAMED = 3
 _MOST_WRAPPED = 16
+_MOST_KNOWN = 1024  # functions of which a process remembers anything
 
 _OPTIMIZED = 1  # co_flags: a function's code, not a class body's
 _VARARGS, _VARKEYWORDS = 4, 8
@@ -477,6 +478,8 @@ def _record(target: _Target) -> _Record:
     identity = target.identity()
     record = _records.get(identity)
     if record is None:
+        if len(_records) >= _MOST_KNOWN:
+            _records.clear()  # somebody makes functions without end; a warning is given once all the same
         record = _records[identity] = _Record(target.key())
     return record
 
@@ -605,7 +608,6 @@ def verdict(fn: Callable[..., Any]) -> str:
 
 
 _asked: dict[Any, tuple[str, bool]] = {}
-_MOST_ASKED = 1024
 
 
 def goes_to_threads(fn: Callable[..., Any]) -> bool:
@@ -622,7 +624,7 @@ def goes_to_threads(fn: Callable[..., Any]) -> bool:
             stores = bool(stored)
             if stores:
                 _native.guard_settle(key, _CHANGES + _named(stored))
-            if len(_asked) >= _MOST_ASKED:
+            if len(_asked) >= _MOST_KNOWN:
                 _asked.clear()
             _asked[identity] = key, stores
         return stores or (_native.guard_verdict(key) or "").startswith(_CHANGES)

@@ -10,7 +10,7 @@ import _pickle
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from rightlane import _native
+from rightlane import _forks, _native
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 __all__ = ["Shared", "asarray", "empty", "share"]
+
+assert _forks is not None  # what lies in shared memory is not to be shared with forked children
 
 
 class Shared(Generic[T]):
@@ -103,13 +105,10 @@ def _fixed(part: Any) -> bytes | memoryview:
     return part if isinstance(part, bytes) else memoryview(part).toreadonly()
 
 
-def _store(part: bytes | memoryview) -> bytes | memoryview:
+def _store(buffer: PickleBuffer) -> bytes | memoryview:
     """A copy of these bytes that nobody can change."""
-    memory = _native.allocate(len(part))
-    if memory is None:
-        return bytes(part)
-    memory[:] = part
-    return memory.toreadonly()
+    memory = _native.store(buffer)
+    return bytes(buffer.raw()) if memory is None else memory.toreadonly()
 
 
 def share(obj: T) -> Shared[T]:
@@ -158,8 +157,8 @@ def share(obj: T) -> Shared[T]:
             raise SerializationError(f"{path} cannot be shared: {error}") from error
 
     data = pickle(buffers.append)
-    stored = tuple(_store(buffer.raw()) for buffer in buffers)
-    return Shared(_store(data), stored, not _byvalue.plain_pickles_suffice(data))
+    stored = tuple(map(_store, buffers))
+    return Shared(_store(PickleBuffer(data)), stored, not _byvalue.plain_pickles_suffice(data))
 
 
 def empty(
@@ -170,8 +169,8 @@ def empty(
     With the first call that it is an argument of, its memory becomes copy-on-write: that task, and those to
     which it goes again, see it as it was when it was sent, and the caller may change it at any time. An array
     that was changed since is copied as any other; so fill it once, send it, and make a new one for other
-    contents, which takes the same memory again. Slices along the first axis are sent without a copy, too. A
-    task that returns one should not keep it: then it is copied after all.
+    contents, which takes the same memory again. Slices along the first axis, of 64 KiB and more, are sent
+    without a copy, too. A task that returns one should not keep it: then it is copied after all.
 
     Parameters
     ----------

@@ -537,6 +537,24 @@ def test_a_fork_has_its_own(start: Start) -> None:
     script.succeeds()
 
 
+def test_a_fork_has_its_own_where_there_is_no_executor(start: Start) -> None:
+    script = start(
+        """
+        import os
+        import rightlane as rl
+
+        array = rl.empty(100_000)
+        array[:] = 1
+        if os.fork() == 0:
+            array[:] = 2
+            os._exit(0)
+        os.wait()
+        print(array[0], array[-1])
+        """
+    )
+    assert script.succeeds().split() == ["1.0", "1.0"]
+
+
 def fork_and_go_on(log: str, go_on: str) -> None:
     array = rl.empty(COUNT)
     array[:] = 1

@@ -439,6 +439,21 @@ pub(crate) fn allocate(py: Python<'_>, bytes: usize) -> PyResult<Option<Bound<'_
         .transpose()
 }
 
+/// The bytes behind a `PickleBuffer` in such memory; None if they are few, or where there is none to be had.
+#[pyfunction]
+pub(crate) fn store<'py>(buffer: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let py = buffer.py();
+    let raw = ffi::RawBuffer::of(buffer).filter(|raw| raw.bytes() >= LARGE_BYTES);
+    let stored = raw.and_then(|raw| {
+        let home = Home::make(raw.bytes())?;
+        raw.copy(py, home.span());
+        Some(home)
+    });
+    stored
+        .map(|home| ffi::SharedBuffer::over(py, home))
+        .transpose()
+}
+
 /// Whether this memory, of this address and size, was allocated so.
 #[pyfunction]
 pub(crate) fn is_allocated(address: usize, bytes: usize) -> bool {

@@ -949,9 +949,9 @@ pub(crate) fn record<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, P
 }
 
 /// Where the large buffers of an item go.
-pub(crate) enum Where {
+pub(crate) enum Where<'a> {
     /// Into shared memory; of a map's item, in this sweep of its input.
-    Arena(Option<Arc<Sweep>>),
+    Arena(Option<&'a Arc<Sweep>>),
     /// They stay where they are.
     Pickle,
 }
@@ -960,7 +960,7 @@ pub(crate) enum Where {
 pub(crate) fn write_item(
     value: &Bound<'_, PyAny>,
     name: &str,
-    buffers: Where,
+    buffers: Where<'_>,
     block: &mut Block,
 ) -> PyResult<()> {
     if block.try_push(|row| codec::encode_scalar(value, row)) {
@@ -968,7 +968,10 @@ pub(crate) fn write_item(
     }
     let py = value.py();
     let placing = match buffers {
-        Where::Arena(sweep) => codec::Placing::arguments(sweep),
+        Where::Arena(sweep) => {
+            let swept = sweep.filter(|sweep| sweep.turn_to(value));
+            codec::Placing::arguments(swept.cloned())
+        }
         Where::Pickle => None,
     };
     let placing = placing.as_ref();
@@ -1012,7 +1015,7 @@ thread_local! {
 fn write_call(
     args: &Bound<'_, PyTuple>,
     kwargs: Option<&Bound<'_, PyDict>>,
-    buffers: Where,
+    buffers: Where<'_>,
     block: &mut Block,
 ) -> PyResult<u32> {
     match kwargs {

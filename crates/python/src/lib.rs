@@ -96,7 +96,7 @@ mod _core {
     use super::{
         allow_blas_threads,
         cli::{cli_main, compare},
-        codec::{allocate, define_buffer, is_allocated, keep_in_band, view_buffer},
+        codec::{allocate, define_buffer, is_allocated, keep_in_band, store, view_buffer},
         completion::{run_completions, stop_completions},
         cpu_budget,
         definition::PyDefinition,

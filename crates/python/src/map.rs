@@ -478,7 +478,7 @@ pub(crate) struct Source {
     unadded: u64,
     /// How much memory was taken for what was read: what was serialised, or lies behind the arrays for threads.
     pub(crate) bytes: u64,
-    /// While it is read.
+    /// If it is read without running any code of the user's.
     sweep: Option<Arc<Sweep>>,
     /// What that was at the end of each block, by the number of the item that follows; of those of which something
     /// is not yielded, and the last one of which all is.
@@ -538,6 +538,10 @@ impl Source {
             iterable = PyTuple::empty(py).into_any();
         }
         let iterator = iterable.try_iter()?;
+        let sweep = match &way {
+            Way::Remote { .. } => Sweep::of(&iterator),
+            _ => None,
+        };
         let most_block_items = executor.max_pending.map_or(MOST_BLOCK_ITEMS, |items| {
             (items / BLOCK_SHARE).clamp(1, MOST_BLOCK_ITEMS as u64) as usize
         });
@@ -553,7 +557,7 @@ impl Source {
             over: None,
             unadded,
             bytes: 0,
-            sweep: None,
+            sweep,
             read: VecDeque::from([(0, 0)]),
         })
     }
@@ -583,7 +587,6 @@ impl Source {
     ) -> PyResult<()> {
         let py = item.py();
         let state = &feed.state;
-        let sweep = self.sweep.clone().filter(|sweep| sweep.turn_to(item));
         match &mut self.way {
             Way::Inline => {
                 let outcome = call_item(self.function.bind(py), item, self.spread);
@@ -609,7 +612,7 @@ impl Source {
                 block, fall_back, ..
             } => {
                 let before = block.amount().bytes;
-                match write_item(item, "item", Where::Arena(sweep), block) {
+                match write_item(item, "item", Where::Arena(self.sweep.as_ref()), block) {
                     Ok(()) => {
                         self.unadded += 1;
                         self.bytes += block.amount().bytes - before;
@@ -659,11 +662,9 @@ impl Source {
         when: Option<WhenFull>,
     ) -> PyResult<()> {
         let more = self.unflushed();
-        if !feed.make_room(py, more, None)?
-            && let Some(sweep) = &self.sweep
-        {
+        if !feed.make_room(py, more, None)? {
             // Others run before the next item is read, and may change what was sent.
-            sweep.forget();
+            self.forget_sweep();
         }
         self.stuck = !feed.make_room(py, more, when)?;
         if self.stuck || self.has_unflushed() == 0 {
@@ -765,6 +766,12 @@ impl Source {
         Ok(!self.stuck && !enough && !too_much)
     }
 
+    fn forget_sweep(&self) {
+        if let Some(sweep) = &self.sweep {
+            sweep.forget();
+        }
+    }
+
     pub(crate) fn has_unflushed(&self) -> usize {
         match &self.way {
             Way::Inline | Way::Refused(_) => 0,
@@ -789,7 +796,8 @@ pub(crate) struct Feed {
     exhausted: AtomicBool,
     /// The engine has forgotten the call: reading on is of no use.
     pub(crate) in_vain: AtomicBool,
-    waits_for_room: AtomicBool,
+    /// How many threads that have taken the source wait for room: at most one.
+    waits_for_room: AtomicU32,
     reader: Reader,
 }
 
@@ -821,7 +829,7 @@ impl Feed {
             ended: Mutex::new(None),
             exhausted: AtomicBool::new(false),
             in_vain: AtomicBool::new(false),
-            waits_for_room: AtomicBool::new(false),
+            waits_for_room: AtomicU32::new(0),
             reader,
         });
         feed.executor.add_feed(feed.clone());
@@ -884,9 +892,10 @@ impl Feed {
         };
         let over = || self.is_exhausted();
         while more != Amount::default() && !over() && !engine.has_room(more) {
-            self.waits_for_room.store(true, Ordering::SeqCst);
+            self.waits_for_room.store(1, Ordering::SeqCst);
             let made = self.executor.make_room(py, more, when, over);
-            self.waits_for_room.store(false, Ordering::SeqCst);
+            self.waits_for_room.store(0, Ordering::SeqCst);
+            futex::wake(&self.waits_for_room, u32::MAX, Scope::Private);
             if made? == Room::Beyond {
                 break;
             }
@@ -896,7 +905,16 @@ impl Feed {
 
     /// Whether whoever has taken the source waits for room.
     pub(crate) fn waits_for_room(&self) -> bool {
-        self.waits_for_room.load(Ordering::SeqCst)
+        self.waits_for_room.load(Ordering::SeqCst) > 0
+    }
+
+    /// Another thread has taken the source: sleeps while that one waits for room, else gives it a moment.
+    pub(crate) fn let_others_hand_over(&self) {
+        if self.waits_for_room() {
+            let _ = futex::wait(&self.waits_for_room, 1, None, Scope::Private);
+        } else {
+            std::thread::yield_now();
+        }
     }
 
     /// What to do with what was read before waiting for a result: if the engine has nothing of the map, it must have it.
@@ -923,7 +941,6 @@ impl Feed {
             return Ok(());
         };
         let iterator = source.iterator.clone_ref(py).into_bound(py);
-        source.sweep = Sweep::of(&iterator);
         let outcome = (|| {
             if let Some(end) = source.over.take() {
                 return Ok(Some(end));
@@ -947,7 +964,8 @@ impl Feed {
             }
             Ok(None)
         })();
-        source.sweep = None;
+        // What happens until the next read may change anything.
+        source.forget_sweep();
         // Hand over what is read, unless the engine has plenty to do still: then in larger blocks.
         let unflushed = source.has_unflushed();
         let at_end = !matches!(outcome, Ok(None));

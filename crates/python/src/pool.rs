@@ -23,13 +23,10 @@ use pyo3::types::{PyList, PyType};
 use rightlane_runtime::CallId;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Memory is kept ready for portions up to this size.
 const MOST_PORTION: usize = 512;
-
-/// How long a thread that has more input naps while another hands over what it has read, and waits for room.
-const ROOM_NAP: Duration = Duration::from_millis(1);
 
 /// See the module.
 #[pyclass(module = "rightlane._core", frozen)]
@@ -303,8 +300,7 @@ impl Inlet {
                 Some(source) => break source,
                 // Somebody who waits for a result hands over what was read; that takes a moment, or until there is
                 // room.
-                None if feed.waits_for_room() => py.detach(|| std::thread::sleep(ROOM_NAP)),
-                None => py.detach(std::thread::yield_now),
+                None => py.detach(|| feed.let_others_hand_over()),
             }
         };
         let pushed = items

@@ -11,12 +11,13 @@
 
 use crate::codec::Part;
 use crate::executor::lock;
-use crate::ffi::RawBuffer;
+use crate::ffi::{self, RawBuffer};
 use pyo3::prelude::*;
 use pyo3::types::{
     PyBool, PyBytes, PyDict, PyFloat, PyInt, PyIterator, PyList, PyRange, PyString, PyTuple, PyType,
 };
 use rightlane_runtime::{Arena, Definition, Placement, Span};
+use std::ffi::CStr;
 use std::sync::{Arc, Mutex, Weak};
 
 /// How many buffers are remembered.
@@ -104,7 +105,7 @@ impl Sweep {
 
     /// What was placed may have changed since.
     pub(crate) fn forget(&self) {
-        let old = std::mem::take(&mut lock(&self.inner).placed);
+        let old = std::mem::take(&mut *lock(&self.inner));
         drop(old);
     }
 
@@ -142,12 +143,12 @@ impl Sweep {
 
 /// NumPy's class of arrays, if anybody has imported it and they are pickled as NumPy has it.
 fn class_of_arrays(py: Python<'_>) -> PyResult<Option<Bound<'_, PyType>>> {
-    let modules = py.import("sys")?.getattr("modules")?;
+    let modules = ffi::import(py, c"sys")?.getattr("modules")?;
     let Ok(numpy) = modules.get_item("numpy") else {
         return Ok(None);
     };
     let arrays = numpy.getattr("ndarray")?.cast_into::<PyType>()?;
-    let table = py.import("copyreg")?.getattr("dispatch_table")?;
+    let table = ffi::import(py, c"copyreg")?.getattr("dispatch_table")?;
     let usual = !table.cast_into::<PyDict>()?.contains(&arrays)?;
     Ok(usual.then_some(arrays))
 }
@@ -178,13 +179,13 @@ fn is_steady(iterator: &Bound<'_, PyAny>) -> PyResult<bool> {
     {
         return Ok(true);
     }
-    let is_named = |module: &str, name: &str| -> PyResult<bool> {
-        Ok(kind.is(&py.import(module)?.getattr(name)?))
+    let is_named = |module: &CStr, name: &str| -> PyResult<bool> {
+        Ok(kind.is(&ffi::import(py, module)?.getattr(name)?))
     };
-    if is_named("itertools", "repeat")? {
+    if is_named(c"itertools", "repeat")? {
         return Ok(true);
     }
-    if !is_named("builtins", "zip")? {
+    if !is_named(c"builtins", "zip")? {
         return Ok(false);
     }
     let (_, parts): (Bound<'_, PyAny>, Bound<'_, PyTuple>) =

@@ -444,7 +444,7 @@ impl<'py> Worker<'py> {
         shape: u32,
         argument: Argument<'_>,
     ) -> Result<Bound<'py, PyAny>, Failed> {
-        let (py, id) = (self.py, function);
+        let py = self.py;
         let guarding = shape & (shape::GUARDED | shape::STRICT);
         let shape = shape & !guarding;
         let current = match &self.current {
@@ -452,14 +452,14 @@ impl<'py> Worker<'py> {
             _ => {
                 let found = self.function(function).map_err(Failed::Unreadable)?;
                 let found = found.ok_or(Failed::Outdated)?;
+                if let Some(borrowed) = self.desk.borrowed() {
+                    borrowed.enter(function);
+                }
                 &self.current.insert((function, found)).1
             }
         };
         let watched = guarding != 0 && !matches!(current.guard, Guard::Done);
         let object = current.object.clone();
-        if let Some(borrowed) = self.desk.borrowed() {
-            borrowed.enter(id);
-        }
         let argument = match argument {
             Argument::Bytes(bytes) => codec::decode_argument(py, bytes, self.desk.borrowed()),
             Argument::Number(number) => number

@@ -450,19 +450,18 @@ impl Span {
     /// From now on this process sees private pages there: what it writes stays here, what was written before is in the
     /// file.
     pub(crate) fn make_private(&self) -> io::Result<()> {
-        let (file, region_at, at) = self.whereabouts();
-        self.mapping.make_private(file, region_at, at, self.len)
+        self.remap(true)
     }
 
     /// The reverse; what was written in private is gone.
     pub(crate) fn make_shared(&self) -> io::Result<()> {
-        let (file, region_at, at) = self.whereabouts();
-        self.mapping.make_shared(file, region_at, at, self.len)
+        self.remap(false)
     }
 
-    fn whereabouts(&self) -> (BorrowedFd<'_>, u64, usize) {
+    fn remap(&self, private: bool) -> io::Result<()> {
         let Placement { region_at, at, .. } = self.placement;
-        (self.arena.file(), region_at, at as usize)
+        let (file, at) = (self.arena.file(), at as usize);
+        self.mapping.remap(file, region_at, at, self.len, private)
     }
 
     /// Of private pages: each becomes this process's own.

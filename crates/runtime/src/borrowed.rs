@@ -101,7 +101,7 @@ impl Borrowed {
         borrowed
     }
 
-    /// The function of this definition is about to be given its arguments.
+    /// What is viewed from here on are arguments of this function, by its definition.
     pub fn enter(&self, function: u64) {
         self.lock().function = function;
     }

@@ -142,7 +142,7 @@ impl Harvest {
             let is_read = inner.alive.range(region_at..end).next().is_some();
             if is_read && inner.retired.insert(region_at) {
                 // Where that fails there is no memory for a mapping, and hardly any for a process.
-                let _ = mapping.make_private(self.file(), region_at, 0, mapping.len());
+                let _ = mapping.remap(self.file(), region_at, 0, mapping.len(), true);
                 inner.retired_now.push(region_at);
             }
         }

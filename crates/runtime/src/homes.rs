@@ -41,6 +41,10 @@ impl Home {
             Some(results) => results.reserve(bytes)?,
             None => arena::mine()?.reserve_kept(bytes)?,
         };
+        Some(Home::over(span))
+    }
+
+    fn over(span: Span) -> Arc<Home> {
         let home = Arc::new(Home {
             span: Arc::new(span),
             owner: std::process::id(),
@@ -48,7 +52,12 @@ impl Home {
             parted: AtomicBool::new(false),
         });
         lock(&HOMES).insert(home.address(), Arc::downgrade(&home));
-        Some(home)
+        home
+    }
+
+    /// Where it lies, to be written before it is sent.
+    pub fn span(&self) -> &Span {
+        &self.span
     }
 
     /// The home in which these bytes lie, if they lie in one.
@@ -203,16 +212,16 @@ mod tests {
 
     #[test]
     fn the_next_one_in_its_place_is_shared_again() {
-        let home = Home::make(100_000).unwrap();
-        let arena = arena::mine().unwrap();
+        let arena = Arena::of_arguments(arena::create_file().unwrap());
+        let make = || Home::over(arena.reserve_kept(100_000).unwrap());
+        let home = make();
         let place = home.span.placement();
         home.lend(&arena, home.address(), 100_000).unwrap();
         home.span.write_byte(0, 2);
         drop(home);
-        let next = Home::make(100_000).unwrap();
-        if next.span.placement() == place {
-            next.span.write_byte(0, 7);
-            assert_eq!(read(&next), 7);
-        }
+        let next = make();
+        assert_eq!(next.span.placement(), place);
+        next.span.write_byte(0, 7);
+        assert_eq!(read(&next), 7);
     }
 }

@@ -130,37 +130,22 @@ impl Mapping {
         })
     }
 
-    /// Of a mapping of the file from `file_at` on: maps this stretch of it anew, at the same address, so that writes
-    /// from now on stay here. What was written before is in the file. Both bounds are whole pages.
-    pub fn make_private(
+    /// Of a mapping of the file from `file_at` on: maps this stretch anew, at the same address. `private`: writes from
+    /// now on stay here, and what was written before is in the file. Else they are everybody's, and what was written
+    /// here alone is gone. Both bounds are whole pages.
+    pub fn remap(
         &self,
         fd: BorrowedFd<'_>,
         file_at: u64,
         at: usize,
         len: usize,
+        private: bool,
     ) -> io::Result<()> {
-        self.remap(fd, file_at, at, len, MapFlags::PRIVATE)
-    }
-
-    /// The reverse. What was written here alone is gone.
-    pub fn make_shared(
-        &self,
-        fd: BorrowedFd<'_>,
-        file_at: u64,
-        at: usize,
-        len: usize,
-    ) -> io::Result<()> {
-        self.remap(fd, file_at, at, len, MapFlags::SHARED)
-    }
-
-    fn remap(
-        &self,
-        fd: BorrowedFd<'_>,
-        file_at: u64,
-        at: usize,
-        len: usize,
-        kind: MapFlags,
-    ) -> io::Result<()> {
+        let kind = if private {
+            MapFlags::PRIVATE
+        } else {
+            MapFlags::SHARED
+        };
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let kind = kind | MapFlags::NORESERVE | MapFlags::FIXED;
         let Some(start) = self.pointer(at, len).filter(|_| !self.copied) else {
@@ -397,7 +382,7 @@ mod tests {
         let ours = Mapping::shared(fd.as_fd(), 0, 2 * page_bytes(), true).unwrap();
         let other = Mapping::shared(fd.as_fd(), 0, 2 * page_bytes(), true).unwrap();
         write(&ours, 1, 9);
-        ours.make_private(fd.as_fd(), 0, 0, 2 * page_bytes())
+        ours.remap(fd.as_fd(), 0, 0, 2 * page_bytes(), true)
             .unwrap();
         write(&ours, 2, 8);
         assert_eq!([1, 2].map(|at| read(&ours, at)), [9, 8]);
@@ -405,7 +390,7 @@ mod tests {
         assert!(
             ours.is_written(0, 2 * page_bytes()) && !ours.is_written(page_bytes(), page_bytes())
         );
-        ours.make_shared(fd.as_fd(), 0, 0, page_bytes()).unwrap();
+        ours.remap(fd.as_fd(), 0, 0, page_bytes(), false).unwrap();
         assert_eq!([1, 2].map(|at| read(&ours, at)), [9, 0]);
         write(&ours, 2, 7);
         assert_eq!(read(&other, 2), 7);
