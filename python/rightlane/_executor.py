@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Literal, ParamSpec, TypeVar
 
+    from rightlane._explain import Explanation
     from rightlane._future import Future
 
     P = ParamSpec("P")
@@ -194,6 +195,43 @@ class ExecutorView(concurrent.futures.Executor):
             _import_pickling()
         return ExecutorView(self._engine, lane)
 
+    def explain(self, fn: Callable[..., Any]) -> Explanation:
+        """Which lane "auto" has for `fn`, and why: `str` of what is returned is one line.
+
+        Functions are measured while they run in workers: their CPU time, how much of it under the
+        interpreter's lock, what they wait for, and what it costs to move their arguments and results. What is
+        known is known to all executors of this process, and lasts as long as it does.
+
+        Parameters
+        ----------
+        fn : callable
+            What was, or will be, given to `submit` or `map`. It is not called.
+
+        Returns
+        -------
+        Explanation
+            With `lane`, `reason`, `change` (what would change the decision), `as_dict()` (times in
+            nanoseconds per call) and `to_json()`. Before its first call has been measured: "not seen yet".
+
+        Raises
+        ------
+        TypeError
+            `fn` is not callable.
+
+        May be called from any thread, also after the executor was shut down. With lane "process" or "thread"
+        it says what "auto" would do.
+
+        >>> import rightlane as rl, math
+        >>> with rl.Executor() as ex:
+        ...     print(ex.explain(math.prod))
+        `prod`: not seen yet; its first call runs in a worker process, and is measured there
+        """
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, not {type(fn).__name__}")
+        from rightlane import _explain
+
+        return _explain.Explanation(self._engine.explain(fn))
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill: bool = False) -> None:
         """End the pool. What was accepted is finished first, unless told otherwise. May be called again.
 
@@ -231,8 +269,9 @@ class Executor(ExecutorView):
         1. Inline tasks take no worker.
     lane : {"auto", "process", "thread", "inline"}
         Where tasks run. "process": in worker processes. "thread": in threads of this process. "inline": in
-        the caller, during `submit`. "auto" (the default): in worker processes; in a thread what cannot be
-        pickled.
+        the caller, during `submit`. "auto" (the default): an unknown function in a worker process; a known
+        one where it costs least, which `explain` says and why; in a thread what cannot be pickled. What could
+        notice that it runs in this process stays in worker processes.
     initializer : callable, optional
         Called once in each worker process and each lane thread before its first task; inline never. If it
         raises, the executor is broken.
@@ -329,6 +368,7 @@ class Executor(ExecutorView):
             max_pending=pending,
             standard=self._standard,
             guarding=guarding,
+            capped=max_workers is not None,
         )
         if processes:
             _import_pickling()

@@ -52,7 +52,9 @@ class _Shared:
         _executor._prepare_template()
         workers = _executor._default_workers("auto")
         name = f"rightlane-shared-{level}" if level else "rightlane-shared"
-        self.engine = _native.Engine(workers, True, None, (), name, None, _IDLE_S, True, guarding="warn")
+        self.engine = _native.Engine(
+            workers, True, None, (), name, None, _IDLE_S, True, guarding="warn", capped=False
+        )
         _executor._import_pickling()
         self.view = _executor.ExecutorView(self.engine, "auto")
         self._seen = self._present(_world._umask())

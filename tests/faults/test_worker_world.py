@@ -273,7 +273,8 @@ def test_an_idle_template_imports_what_later_tasks_need(start: Start) -> None:
                 with rl.Executor(1, lane="process") as ex:
                     warm = ex.submit(look).result()
                     threads = ex.submit(give).result()[1]
-            assert threads == 2, threads
+            # As many as without: one runs tasks, one watches the engine, one looks at tasks.
+            assert threads == 3, threads
     """).succeeds()
 
 

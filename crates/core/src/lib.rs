@@ -7,6 +7,7 @@
 //! * [`ids`]: calls, workers, pieces, worlds, moments.
 //! * [`event`]: what can happen ([`Event`]) and what can be decided ([`Action`]).
 //! * [`batch`]: how many items travel together, by measured time.
+//! * [`lane`]: which lane a function belongs in, from what was measured of it.
 //! * [`scheduler`]: the reactor: queue, dispatch, worker life cycle, supervision.
 //!
 //! A **call** is one `map`, or `submit`s of one function in a row: items, known or still coming. A **piece** is a run of
@@ -17,6 +18,7 @@ pub mod batch;
 mod call;
 pub mod event;
 pub mod ids;
+pub mod lane;
 pub mod scheduler;
 mod worker;
 

@@ -1,6 +1,7 @@
 //! `rightlane._core.Definition`: a function or class that messages name by number.
 
 use crate::future::function_name;
+use crate::profile::{self, Profile};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use rightlane_runtime::Definition;
@@ -12,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 pub(crate) struct PyDefinition {
     pub(crate) inner: Arc<Definition>,
     name: OnceLock<Arc<str>>,
+    profile: OnceLock<Arc<Profile>>,
 }
 
 impl PyDefinition {
@@ -20,6 +22,7 @@ impl PyDefinition {
         PyDefinition {
             inner,
             name: OnceLock::new(),
+            profile: OnceLock::new(),
         }
     }
 
@@ -31,6 +34,28 @@ impl PyDefinition {
         // Not in a cell that makes others wait: looking the name up may run Python code.
         let name: Arc<str> = function_name(function).into();
         self.name.get_or_init(|| name).clone()
+    }
+}
+
+impl PyDefinition {
+    /// What is known of the function behind it.
+    pub(crate) fn profile(&self, function: &Bound<'_, PyAny>) -> &Arc<Profile> {
+        if let Some(profile) = self.profile.get() {
+            return profile;
+        }
+        // As above.
+        let profile = profile::of(function);
+        let profile = self.profile.get_or_init(|| profile);
+        profile::name_definition(self.inner.id(), profile);
+        profile
+    }
+}
+
+impl Drop for PyDefinition {
+    fn drop(&mut self) {
+        if self.profile.get().is_some() {
+            profile::forget_definition(self.inner.id());
+        }
     }
 }
 

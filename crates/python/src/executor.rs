@@ -8,15 +8,17 @@ use crate::future::{Origin, Slot, Stream, function_name, new_future};
 use crate::guard::{self, Guarding};
 use crate::map::{Feed, MapResults, MapState, Source};
 use crate::pool::{PoolMap, Shape};
+use crate::profile::{self, House, Profile, are_constant};
 use crate::raw::serialization_error;
 use crate::sent::Sweep;
 use crate::{handover, known};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple, PyType};
+use rightlane_runtime::lane::{Ground, Measured, Place};
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{
-    Amount, Attended, Block, Breakage, CallId, End, Engine, Initializer, Limits, MaxPending,
+    Amount, Attended, Block, Breakage, CallId, End, Engine, Initializer, Limits, Loss, MaxPending,
     Patience, Plan, Refused, Room, Run, Single, SubmitError, ThreadDone, ThreadNext, ThreadPiece,
 };
 use std::cell::{Cell, RefCell};
@@ -132,6 +134,8 @@ pub(crate) enum Local {
         spread: bool,
         items: Mutex<LocalItems>,
         level: Level,
+        /// Where auto notes what its items are like here.
+        profile: Option<Arc<Profile>>,
     },
 }
 
@@ -149,6 +153,8 @@ enum LocalCall {
         args: Py<PyTuple>,
         kwargs: Option<Py<PyDict>>,
         level: Level,
+        /// Where auto notes what it is like here.
+        profile: Option<Arc<Profile>>,
     },
     Running(Py<PyAny>),
     Ended,
@@ -253,6 +259,13 @@ impl LocalItems {
     }
 }
 
+/// What became of a call for auto.
+enum Submitted {
+    Sent(PyResult<()>),
+    /// A lane thread is to run it.
+    Kept(Arc<Profile>),
+}
+
 /// The engine's client.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -272,6 +285,16 @@ impl rightlane_runtime::Client for Client {
     }
 
     fn settle_all(&self, ticket: &Ticket, items: Range<u64>, end: &End<'static>) {
+        if let End::Lost(Loss {
+            killed_by_user: false,
+            ..
+        }) = end
+        {
+            profile::died(match ticket {
+                Ticket::Stream(stream) => stream.origin.definition,
+                Ticket::Map(map) | Ticket::MapItem(map, _) => map.definition(),
+            });
+        }
         match ticket {
             Ticket::Map(map) => map.settle_all(items, end),
             Ticket::Stream(_) | Ticket::MapItem(..) => {
@@ -326,6 +349,10 @@ impl rightlane_runtime::Client for Client {
         }
     }
 
+    fn measured(&self, definition: u64, epoch: u64, before: &Measured, now: &Measured) {
+        profile::measured(definition, epoch, before, now);
+    }
+
     fn cancel_in_child(&self, ticket: &Ticket) {
         match ticket {
             Ticket::Stream(stream) => stream.cancel_in_child(),
@@ -352,6 +379,8 @@ pub(crate) struct Executor {
     pub(crate) max_pending: Option<u64>,
     /// What is done about functions that change shared state.
     pub(crate) guarding: Guarding,
+    /// What choosing a lane depends on.
+    house: House,
     /// The level of what its lane threads run, or more where the caller's is higher.
     task_level: Level,
     /// What a lane thread's initializer raised.
@@ -598,17 +627,22 @@ impl Executor {
         }
         match lane {
             Lane::Inline => slot.settle_local(call(function, args, kwargs)),
-            Lane::Thread => self.submit_thread(slot, function, args, kwargs, when)?,
+            Lane::Thread => self.submit_thread(slot, function, args, kwargs, when, None)?,
             Lane::Process | Lane::Auto => {
-                match self.submit_process(&slot, function, known, args, kwargs, when) {
-                    Ok(submitted) => {
+                match self.submit_or_keep(lane, &slot, function, known, args, kwargs, when) {
+                    Ok(Submitted::Sent(submitted)) => {
                         submitted?;
                         // A million pending futures would be walked again and again. Until it is observed or opened,
                         // this one refers to nothing of Python's.
                         ffi::untrack(future.bind(py));
                     }
+                    Ok(Submitted::Kept(profile)) => {
+                        self.submit_thread(slot, function, args, kwargs, when, Some(profile))?;
+                    }
                     Err(error) if lane == Lane::Auto && is_unsendable(py, &error) => {
-                        self.submit_thread(slot, function, args, kwargs, when)?;
+                        let profile = profile::of(function);
+                        profile.unpicklable();
+                        self.submit_thread(slot, function, args, kwargs, when, Some(profile))?;
                     }
                     Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => {
                         return Err(error);
@@ -644,25 +678,70 @@ impl Executor {
         }
     }
 
-    /// The outer error: it can't be sent.
-    fn submit_process(
+    /// Sends a call to the workers, unless auto has it run in a thread. The outer error: it can't be sent.
+    #[expect(clippy::too_many_arguments, reason = "a call, and what is known of it")]
+    fn submit_or_keep(
         self: &Arc<Executor>,
+        lane: Lane,
         slot: &Arc<Slot>,
         function: &Bound<'_, PyAny>,
         known: Option<Bound<'_, PyDefinition>>,
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
         when: WhenFull,
-    ) -> PyResult<PyResult<()>> {
-        let py = function.py();
+    ) -> PyResult<Submitted> {
         let definition = match known {
             Some(known) => known,
             None => record(function)?,
         };
+        let profile = definition.get().profile(function);
+        if lane == Lane::Auto && profile.may_leave() {
+            let id = definition.get().inner.id();
+            let constant = || are_constant(args, kwargs);
+            let (place, _) = profile.place(function, id, &self.house, false, constant)?;
+            if place == Place::Thread {
+                return Ok(Submitted::Kept(profile.clone()));
+            }
+        }
+        let sent = self.submit_process(slot, function, &definition, profile, args, kwargs, when)?;
+        Ok(Submitted::Sent(sent))
+    }
+
+    /// Where auto has the items of a map run, and whether it may do so whatever they are.
+    pub(crate) fn place_map(
+        &self,
+        function: &Bound<'_, PyAny>,
+        definition: u64,
+        profile: &Profile,
+    ) -> PyResult<(Place, bool)> {
+        if !profile.may_leave() && !profile.may_stay() {
+            return Ok((Place::Process, false));
+        }
+        let caller = profile.may_stay() && !runs_event_loop(function.py())?;
+        profile.place(function, definition, &self.house, caller, || true)
+    }
+
+    /// The outer error: it can't be sent.
+    #[expect(clippy::too_many_arguments, reason = "a call, and what is known of it")]
+    fn submit_process(
+        self: &Arc<Executor>,
+        slot: &Arc<Slot>,
+        function: &Bound<'_, PyAny>,
+        definition: &Bound<'_, PyDefinition>,
+        profile: &Profile,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+        when: WhenFull,
+    ) -> PyResult<PyResult<()>> {
+        let py = function.py();
         let name = definition.get().name(function);
         // Taken out of its cell while it is filled: pickling may run code that submits.
         let mut item = SCRATCH.take();
+        let timed = profile.times_pickles().then(Instant::now);
         let shape = write_call(args, kwargs, Where::Arena(None), &mut item);
+        if let (Some(begun), Ok(_)) = (timed, &shape) {
+            profile.pickled(begun, item.amount().bytes);
+        }
         let submitted = shape.and_then(|shape| {
             self.refresh_world(py)?;
             Ok(self.accept(py, when, |room| {
@@ -677,6 +756,7 @@ impl Executor {
                         call,
                         name: name.clone(),
                         local: None,
+                        definition: definition.get().inner.id(),
                     }))
                 };
                 self.engine.submit_single(single, room, open, |ticket, at| {
@@ -699,6 +779,7 @@ impl Executor {
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
         when: WhenFull,
+        profile: Option<Arc<Profile>>,
     ) -> PyResult<()> {
         let py = function.py();
         self.accept(py, when, |room| {
@@ -710,6 +791,7 @@ impl Executor {
                     call,
                     name: "a task".into(),
                     local: Some(local.clone()),
+                    definition: 0,
                 };
                 (Ticket::Stream(Stream::new(origin)), local)
             };
@@ -718,6 +800,7 @@ impl Executor {
                 args: args.clone().unbind(),
                 kwargs: kwargs.map(|kwargs| kwargs.clone().unbind()),
                 level: nesting().1,
+                profile: profile.clone(),
             };
             let join = |ticket: &Ticket, local: &Local, at| {
                 if let (Ticket::Stream(stream), Local::Stream { calls }) = (ticket, local) {
@@ -915,6 +998,16 @@ pub(crate) fn check_function(function: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
+/// Whether an event loop runs in this thread: what runs here keeps it waiting.
+fn runs_event_loop(py: Python<'_>) -> PyResult<bool> {
+    // Not imported for the question: without it there is none.
+    let modules = ffi::import(py, c"sys")?.getattr(PyString::intern(py, "modules"))?;
+    match modules.get_item(PyString::intern(py, "asyncio")) {
+        Ok(asyncio) => Ok(!ffi::call_method(&asyncio, "_get_running_loop", ())?.is_none()),
+        Err(_) => Ok(false),
+    }
+}
+
 pub(crate) fn call(
     function: &Bound<'_, PyAny>,
     args: &Bound<'_, PyTuple>,
@@ -944,6 +1037,7 @@ pub(crate) fn record<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, P
     static RECORD: Cached = Cached::new(c"rightlane._byvalue", "record");
     let definition = ffi::call1(RECORD.get(function.py())?, (function,))?;
     let definition = definition.cast_into::<PyDefinition>()?;
+    definition.get().profile(function);
     known::remember(function, &definition)?;
     Ok(definition)
 }
@@ -1195,13 +1289,19 @@ fn run_piece(py: Python<'_>, executor: &Executor, piece: ThreadPiece<Client>) ->
                         args,
                         kwargs,
                         level,
+                        profile,
                     }) => {
                         of_caller(level);
-                        call(
+                        let visit = profile.as_ref().map(|profile| profile.begin());
+                        let outcome = call(
                             function.bind(py),
                             args.bind(py),
                             kwargs.as_ref().map(|kwargs| kwargs.bind(py)),
-                        )
+                        );
+                        if let Some(visit) = visit {
+                            visit.end();
+                        }
+                        outcome
                     }
                     _ => Err(crate::raw::bug("a call of a thread is gone")
                         .into_value(py)
@@ -1213,11 +1313,19 @@ fn run_piece(py: Python<'_>, executor: &Executor, piece: ThreadPiece<Client>) ->
                 spread,
                 items,
                 level,
+                profile,
             } => {
                 of_caller(*level);
                 let taken = lock(items).take(item);
                 match taken {
-                    Some(argument) => call_item(function.bind(py), argument.bind(py), *spread),
+                    Some(argument) => {
+                        let visit = profile.as_ref().map(|profile| profile.begin());
+                        let outcome = call_item(function.bind(py), argument.bind(py), *spread);
+                        if let Some(visit) = visit {
+                            visit.end();
+                        }
+                        outcome
+                    }
                     None => Err(crate::raw::bug("an item of a map is gone")
                         .into_value(py)
                         .into_any()),
@@ -1232,7 +1340,7 @@ fn run_piece(py: Python<'_>, executor: &Executor, piece: ThreadPiece<Client>) ->
                 stream.settle_local(item, outcome);
             }
             Ticket::Map(map) => map.settle_local(py, item, outcome),
-            Ticket::MapItem(map, at) => map.settle_local(py, *at, outcome),
+            Ticket::MapItem(map, at) => map.settle_local_at(py, *at, outcome),
         }
         executor.engine.nudge();
     }
@@ -1281,10 +1389,11 @@ impl PyEngine {
     /// `idle_s`: after so many seconds an idle worker process or lane thread ends. `shared`: it is told of each change
     /// of the caller's world by `turn_world`, and its tasks must not wait for others of it. `max_pending`: 0 lifts
     /// every bound. `standard`: where a caller must not wait for room, its calls are accepted without. `guarding`: what
-    /// is done about functions that change shared state, which nobody looks for if it is None.
+    /// is done about functions that change shared state, which nobody looks for if it is None. `capped`: the user has set the number of
+    /// workers.
     #[pyo3(signature = (
         max_workers, prepare, initializer, initargs, thread_name, max_tasks_per_child=None, idle_s=None,
-        shared=false, max_pending=None, standard=false, guarding=None,
+        shared=false, max_pending=None, standard=false, guarding=None, capped=true,
     ))]
     #[expect(clippy::too_many_arguments, reason = "the face checks and names them")]
     fn new(
@@ -1299,6 +1408,7 @@ impl PyEngine {
         max_pending: Option<u64>,
         standard: bool,
         guarding: Option<Guarding>,
+        capped: bool,
     ) -> PyResult<PyEngine> {
         let guarding = guarding.unwrap_or(Guarding::Off);
         if max_workers == 0 || max_tasks_per_child == Some(0) {
@@ -1321,6 +1431,15 @@ impl PyEngine {
             (Some(function), false) => remote_initializer(function, &initargs).ok(),
             (None, _) => None,
         };
+        let house = House {
+            ground: Ground {
+                slots: max_workers,
+                threads: max_workers,
+                capped,
+                cores: rightlane_runtime::cores(),
+            },
+            setup: initializer.is_some() || max_tasks_per_child.is_some(),
+        };
         let engine = Engine::new(
             Client {
                 guard: guard::Told::new(guarding),
@@ -1342,6 +1461,7 @@ impl PyEngine {
             standard,
             max_pending: max_pending.filter(|items| *items > 0),
             guarding,
+            house,
             task_level: nesting().1 + u32::from(shared),
             thread_raised: Mutex::default(),
             feeds: Mutex::default(),
@@ -1569,6 +1689,12 @@ impl PyEngine {
             }
             _ => None,
         }
+    }
+
+    /// What is known of a function, and where auto would run its next call, as `rightlane._explain` reads it.
+    fn explain<'py>(&self, function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+        self.executor.engine.look();
+        profile::explain(function, &self.executor.house)
     }
 
     /// What is accepted and has not ended, by name.

@@ -50,6 +50,8 @@ pub(crate) struct Origin {
     pub(crate) name: Arc<str>,
     /// Where lane threads find the calls.
     pub(crate) local: Option<Arc<Local>>,
+    /// The number of what workers call, if they do.
+    pub(crate) definition: u64,
 }
 
 impl Origin {

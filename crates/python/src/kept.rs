@@ -8,7 +8,7 @@ use crate::future::Slot;
 use crate::raw::{Raw, flavor};
 use pyo3::prelude::*;
 use rightlane_runtime::Run;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -37,6 +37,8 @@ impl Entry {
 pub(crate) enum Part {
     One(Option<Entry>),
     Run(Answers),
+    /// Those of items that ran in the caller.
+    Own(VecDeque<Entry>),
     /// So many that ended alike, without an answer.
     Same(u64, Raw),
 }
@@ -47,6 +49,7 @@ impl Part {
         match self {
             Part::One(entry) => usize::from(entry.is_some()),
             Part::Run(answers) => answers.run.len() - answers.next,
+            Part::Own(entries) => entries.len(),
             Part::Same(left, _) => usize::try_from(*left).unwrap_or(usize::MAX),
         }
     }
@@ -55,6 +58,7 @@ impl Part {
     fn bytes(&self) -> u64 {
         match self {
             Part::One(entry) => entry.as_ref().map_or(0, Entry::bytes),
+            Part::Own(entries) => entries.iter().map(Entry::bytes).sum(),
             Part::Run(answers) => answers.run.bytes_from(answers.next) as u64,
             Part::Same(..) => 0,
         }
@@ -70,6 +74,7 @@ impl Part {
                 answers.advance();
                 Some(entry)
             }
+            Part::Own(entries) => entries.pop_front(),
             Part::Same(left, raw) => {
                 *left = left.checked_sub(1)?;
                 Some(Entry::Raw(raw.again()))
@@ -209,6 +214,19 @@ impl Kept {
             wanted |= self.put(at, Entry::Raw(Raw::answer(flavor, answer))).0;
         }
         wanted
+    }
+
+    /// The last items read have ended in the caller. Returns whether that is worth a wake, and what is to be dropped
+    /// without the lock.
+    pub(crate) fn put_own(&mut self, entries: VecDeque<Entry>) -> (bool, VecDeque<Entry>) {
+        let count = entries.len() as u64;
+        self.ended += count;
+        if self.discard || count == 0 {
+            return (self.any_wanted, entries);
+        }
+        let first = self.read - count;
+        self.insert(first, Part::Own(entries));
+        (self.is_wanted(first, count), VecDeque::new())
     }
 
     /// Consecutive items of the engine's have ended alike. Returns whether that is worth a wake.

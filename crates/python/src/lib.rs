@@ -10,6 +10,7 @@
 //! * [`definition`]: functions and classes named by number.
 //! * [`known`]: functions whose definitions still hold.
 //! * [`guard`]: functions that were seen to change shared state.
+//! * [`profile`]: what is known of each function, and where it runs because of that.
 //! * [`worker`]: the loops of template and worker processes.
 //! * [`ffi`]: calls of Python code in threads that may end in it.
 //! * [`cli`]: the commands.
@@ -28,6 +29,7 @@ mod kept;
 mod known;
 mod map;
 mod pool;
+mod profile;
 mod raw;
 mod sent;
 mod worker;

@@ -23,12 +23,14 @@ use crate::ffi;
 use crate::future::{Slot, deadline_after, function_name};
 use crate::guard;
 use crate::kept::{Entry, Kept, Part};
+use crate::profile::{self, Profile, is_constant};
 use crate::raw::{Raw, cancelled_error};
 use crate::sent::Sweep;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyStopIteration, PyTimeoutError};
 use pyo3::prelude::*;
 use pyo3::types::{PyRange, PyString, PyTuple};
 use rightlane_runtime::bounds::LEAST_BYTES;
+use rightlane_runtime::lane::Place;
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{
     Amount, Attended, Block, CallId, Definition, End, Engine, Patience, Plan, Remote, Room, Run,
@@ -66,6 +68,8 @@ pub(crate) struct MapState {
     room_bytes: AtomicU64,
     /// Items that were taken together with others, and not yielded yet.
     in_hand: AtomicUsize,
+    /// The number of what workers call, if they do.
+    definition: AtomicU64,
     function: Py<PyAny>,
 }
 
@@ -80,12 +84,17 @@ impl MapState {
             held_bytes: AtomicU64::new(0),
             room_bytes: AtomicU64::new(0),
             in_hand: AtomicUsize::new(0),
+            definition: AtomicU64::new(0),
             function,
         }
     }
 
     pub(crate) fn name(&self, py: Python<'_>) -> String {
         function_name(self.function.bind(py))
+    }
+
+    pub(crate) fn definition(&self) -> u64 {
+        self.definition.load(Ordering::Relaxed)
     }
 
     /// The engine reports the end of an item that went the way of most; it counts those only.
@@ -108,14 +117,37 @@ impl MapState {
         self.put(Entry::Raw(Raw::new(end)), |_| at);
     }
 
-    /// A lane thread reports the end of this item.
+    /// A lane thread reports the end of an item that went the way of most.
     pub(crate) fn settle_local(
+        &self,
+        py: Python<'_>,
+        item: u64,
+        outcome: Result<Py<PyAny>, Py<PyAny>>,
+    ) {
+        self.put(local_entry(py, outcome), |kept| kept.place(item));
+    }
+
+    /// A lane thread reports the end of this item.
+    pub(crate) fn settle_local_at(
         &self,
         py: Python<'_>,
         at: u64,
         outcome: Result<Py<PyAny>, Py<PyAny>>,
     ) {
         self.put(local_entry(py, outcome), |_| at);
+    }
+
+    /// The last items read have ended in the caller.
+    fn settle_own(&self, entries: VecDeque<Entry>) {
+        let dropped = self.change(|kept| kept.put_own(entries));
+        drop(dropped);
+    }
+
+    /// All items so far did not go the way that the next ones go.
+    fn set_all_aside(&self) {
+        let mut kept = lock(&self.kept);
+        let read = kept.read;
+        kept.aside.extend(0..read);
     }
 
     fn put(&self, entry: Entry, place: impl FnOnce(&Kept) -> u64) {
@@ -445,19 +477,70 @@ impl Numbers {
 #[derive(Debug)]
 enum Way {
     Inline,
+    /// Auto has them run in the caller, because that takes less than moving them.
+    Own {
+        definition: Arc<Definition>,
+        entries: VecDeque<Entry>,
+        pace: OwnPace,
+        /// The function was seen to leave its arguments alone; else each is looked at.
+        trusted: bool,
+    },
     Remote {
         definition: Arc<Definition>,
         fall_back: bool,
         call: Option<CallId>,
         block: Block,
+        /// Who wants to know how long pickling an item takes.
+        timed: Option<Arc<Profile>>,
     },
     Local {
         local: Arc<Local>,
         call: Option<CallId>,
         count: u64,
+        /// What an item that could be changed goes to a worker for: auto keeps only others.
+        changeable: Option<Arc<Definition>>,
     },
     /// The function can't be sent: every item ends with this.
     Refused(Py<PyAny>),
+}
+
+/// Watches over items that run in the caller: they were chosen for being tiny.
+#[derive(Debug)]
+struct OwnPace {
+    since: Instant,
+    items: u32,
+    coarse_ns: u64,
+}
+
+impl OwnPace {
+    const LOOK_EACH: u32 = 64;
+    const MOST_NS: u128 = 50_000;
+    /// More than two steps of the coarse clock, wherever it stands.
+    const LONG_NS: u64 = 10_000_000;
+
+    fn new() -> OwnPace {
+        OwnPace {
+            since: Instant::now(),
+            items: 0,
+            coarse_ns: rightlane_runtime::sys::clock::coarse_ns(),
+        }
+    }
+
+    /// One more has ended: whether they still are.
+    fn is_kept(&mut self) -> bool {
+        self.items += 1;
+        let now_ns = rightlane_runtime::sys::clock::coarse_ns();
+        let last_ns = std::mem::replace(&mut self.coarse_ns, now_ns);
+        if now_ns - last_ns >= OwnPace::LONG_NS {
+            return false;
+        }
+        if self.items < OwnPace::LOOK_EACH {
+            return true;
+        }
+        let took = self.since.elapsed().as_nanos() / u128::from(self.items);
+        (self.since, self.items) = (Instant::now(), 0);
+        took <= OwnPace::MOST_NS
+    }
 }
 
 /// A map's input, and where it goes.
@@ -495,31 +578,58 @@ impl Source {
         chunk_items: Option<u64>,
     ) -> PyResult<Source> {
         let py = function.py();
-        let local = || {
+        let local = |profile, changeable| {
             let items = Mutex::new(LocalItems::default());
             let local = Arc::new(Local::Map {
                 function: function.clone().unbind(),
                 spread,
                 items,
                 level: nesting().1,
+                profile,
             });
             Way::Local {
                 local,
                 call: None,
                 count: 0,
+                changeable,
             }
         };
         let way = match lane {
             Lane::Inline => Way::Inline,
-            Lane::Thread => local(),
+            Lane::Thread => local(None, None),
             Lane::Process | Lane::Auto => match record(function) {
-                Ok(definition) => Way::Remote {
-                    definition: definition.get().inner.clone(),
-                    fall_back: lane == Lane::Auto,
-                    call: None,
-                    block: Block::new(),
-                },
-                Err(error) if is_unsendable(py, &error) && lane == Lane::Auto => local(),
+                Ok(definition) => {
+                    let profile = definition.get().profile(function);
+                    let definition = &definition.get().inner;
+                    let (place, trusted) = match lane {
+                        Lane::Auto => executor.place_map(function, definition.id(), profile)?,
+                        _ => (Place::Process, false),
+                    };
+                    match place {
+                        Place::Process => Way::Remote {
+                            definition: definition.clone(),
+                            fall_back: lane == Lane::Auto,
+                            call: None,
+                            block: Block::new(),
+                            timed: profile.times_pickles().then(|| profile.clone()),
+                        },
+                        Place::Thread => {
+                            let changeable = (!trusted).then(|| definition.clone());
+                            local(Some(profile.clone()), changeable)
+                        }
+                        Place::Caller => Way::Own {
+                            definition: definition.clone(),
+                            entries: VecDeque::new(),
+                            pace: OwnPace::new(),
+                            trusted,
+                        },
+                    }
+                }
+                Err(error) if is_unsendable(py, &error) && lane == Lane::Auto => {
+                    let profile = profile::of(function);
+                    profile.unpicklable();
+                    local(Some(profile), None)
+                }
                 Err(error) if is_unsendable(py, &error) => {
                     Way::Refused(as_serialization_error(py, error, &function_name(function))?)
                 }
@@ -596,6 +706,44 @@ impl Source {
                 state.add(Entry::Exception(exception.clone_ref(py)));
                 feed.executor.engine.nudge();
             }
+            Way::Own {
+                entries,
+                pace,
+                trusted,
+                ..
+            } => {
+                if !*trusted && !is_constant(item) {
+                    self.send_the_rest(feed, py, when)?;
+                    return self.push_one(feed, item, when);
+                }
+                let outcome = call_item(self.function.bind(py), item, self.spread);
+                if let Err(exception) = &outcome
+                    && exception.bind(py).is_instance_of::<PyKeyboardInterrupt>()
+                {
+                    // It came to the caller, who is at work here.
+                    return Err(PyErr::from_value(exception.clone_ref(py).into_bound(py)));
+                }
+                entries.push_back(local_entry(py, outcome));
+                self.unadded += 1;
+                if !pace.is_kept() {
+                    self.send_the_rest(feed, py, when)?;
+                } else if entries.len() >= self.block_items {
+                    self.flush(feed, py, when)?;
+                }
+            }
+            Way::Local {
+                changeable: Some(definition),
+                ..
+            } if !is_constant(item) => {
+                let definition = definition.clone();
+                let when = Some(when.unwrap_or(WhenFull::Wait));
+                // Those before it come first.
+                self.flush(feed, py, when)?;
+                feed.make_room(py, ONE, when)?;
+                let at = state.add_one_pending();
+                state.set_aside(at);
+                self.send_alone(feed, definition, at, item)?;
+            }
             Way::Local { local, count, .. } => {
                 let Local::Map { items, .. } = &**local else {
                     return Err(crate::raw::bug("a map without items"));
@@ -609,10 +757,13 @@ impl Source {
                 }
             }
             Way::Remote {
-                block, fall_back, ..
+                block,
+                fall_back,
+                timed,
+                ..
             } => {
                 let before = block.amount().bytes;
-                match write_item(item, "item", Where::Arena(self.sweep.as_ref()), block) {
+                match write_timed(item, Where::Arena(self.sweep.as_ref()), block, timed) {
                     Ok(()) => {
                         self.unadded += 1;
                         self.bytes += block.amount().bytes - before;
@@ -630,11 +781,7 @@ impl Source {
                             let at = state.add_one_pending();
                             state.set_aside(at);
                             let function = self.function.bind(py);
-                            let local = if self.spread {
-                                local_call(function, item.cast::<PyTuple>()?, None)
-                            } else {
-                                local_call(function, &PyTuple::new(py, [item])?, None)
-                            };
+                            let local = local_item(function, item, self.spread)?;
                             let ticket = Ticket::MapItem(state.clone(), at);
                             let submitted =
                                 feed.executor
@@ -652,6 +799,64 @@ impl Source {
             }
         }
         Ok(())
+    }
+
+    /// Items that run in the caller are not tiny any more, or could be changed: from here on workers run them.
+    fn send_the_rest(
+        &mut self,
+        feed: &Feed,
+        py: Python<'_>,
+        when: Option<WhenFull>,
+    ) -> PyResult<()> {
+        self.flush(feed, py, when)?;
+        if let Way::Own { definition, .. } = &self.way {
+            feed.state.set_all_aside();
+            self.way = Way::Remote {
+                definition: definition.clone(),
+                fall_back: true,
+                call: None,
+                block: Block::new(),
+                timed: None,
+            };
+        }
+        Ok(())
+    }
+
+    /// An item that could be changed does not run in a thread, unless it cannot be sent.
+    fn send_alone(
+        &mut self,
+        feed: &Feed,
+        definition: Arc<Definition>,
+        at: u64,
+        item: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let py = item.py();
+        let (executor, state) = (&feed.executor, &feed.state);
+        let ticket = Ticket::MapItem(state.clone(), at);
+        let mut block = Block::new();
+        let submitted = match write_item(item, "item", Where::Arena(None), &mut block) {
+            Ok(()) => {
+                state.definition.store(definition.id(), Ordering::Relaxed);
+                executor.refresh_world(py)?;
+                let remote = Remote {
+                    function: definition,
+                    shape: shape_of(self.spread),
+                    items: block,
+                };
+                let submitted = executor.submit_remote(py, remote, ticket, Plan::default());
+                Executor::attend_door(py);
+                submitted
+            }
+            Err(error) if is_unsendable(py, &error) => {
+                let function = self.function.bind(py);
+                let local = local_item(function, item, self.spread)?;
+                executor.submit_local(py, local, 1, ticket, Plan::default())
+            }
+            Err(error) => Err(error),
+        };
+        submitted
+            .map(drop)
+            .inspect_err(|_| state.settle(at, End::Cancelled))
     }
 
     /// Hands what has been read to the engine, as soon as there is room; or leaves it here.
@@ -679,7 +884,13 @@ impl Source {
         };
         match &mut self.way {
             Way::Inline | Way::Refused(_) => {}
-            Way::Local { local, call, count } => {
+            Way::Own { entries, .. } => {
+                feed.state.settle_own(std::mem::take(entries));
+                feed.executor.engine.nudge();
+            }
+            Way::Local {
+                local, call, count, ..
+            } => {
                 let count = std::mem::take(count);
                 match *call {
                     Some(call) if feed.executor.extend_local(py, call, count)? => {}
@@ -712,16 +923,14 @@ impl Source {
                     }
                     None => {
                         feed.executor.refresh_world(py)?;
-                        let shape = if self.spread {
-                            shape::SPREAD
-                        } else {
-                            shape::ONE
-                        };
+                        let shape = shape_of(self.spread);
                         let remote = Remote {
                             function: definition.clone(),
                             shape: shape | feed.executor.guarding.flags(),
                             items,
                         };
+                        let id = definition.id();
+                        feed.state.definition.store(id, Ordering::Relaxed);
                         let ticket = Ticket::Map(feed.state.clone());
                         let submitted = feed.executor.submit_remote(py, remote, ticket, plan);
                         let made = submitted.inspect_err(|_| feed.cancel_last(count))?;
@@ -738,7 +947,7 @@ impl Source {
     /// What the engine is to have next.
     fn unflushed(&self) -> Amount {
         match &self.way {
-            Way::Inline | Way::Refused(_) => Amount::default(),
+            Way::Inline | Way::Own { .. } | Way::Refused(_) => Amount::default(),
             Way::Local { count, .. } => Amount {
                 items: *count,
                 ..ONE
@@ -775,10 +984,47 @@ impl Source {
     pub(crate) fn has_unflushed(&self) -> usize {
         match &self.way {
             Way::Inline | Way::Refused(_) => 0,
+            Way::Own { entries, .. } => entries.len(),
             Way::Local { count, .. } => *count as usize,
             Way::Remote { block, .. } => block.len(),
         }
     }
+}
+
+fn shape_of(spread: bool) -> u32 {
+    if spread { shape::SPREAD } else { shape::ONE }
+}
+
+/// One item of a map, for a lane thread.
+fn local_item(
+    function: &Bound<'_, PyAny>,
+    item: &Bound<'_, PyAny>,
+    spread: bool,
+) -> PyResult<Arc<Local>> {
+    Ok(if spread {
+        local_call(function, item.cast::<PyTuple>()?, None)
+    } else {
+        local_call(function, &PyTuple::new(item.py(), [item])?, None)
+    })
+}
+
+/// Writes an item, and has noted how long that takes, as often as somebody wants to know.
+fn write_timed(
+    item: &Bound<'_, PyAny>,
+    buffers: Where,
+    block: &mut Block,
+    timed: &mut Option<Arc<Profile>>,
+) -> PyResult<()> {
+    let Some(profile) = timed else {
+        return write_item(item, "item", buffers, block);
+    };
+    let (begun, before) = (Instant::now(), block.amount().bytes);
+    let written = write_item(item, "item", buffers, block);
+    profile.pickled(begun, block.amount().bytes - before);
+    if !profile.times_pickles() {
+        *timed = None;
+    }
+    written
 }
 
 /// See the module.

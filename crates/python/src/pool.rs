@@ -250,6 +250,7 @@ impl PoolMap {
             call: self.feed.call().unwrap_or(CallId(u64::MAX)),
             name: self.feed.state.name(py).into(),
             local: None,
+            definition: 0,
         };
         // No item has this number: the future is not one item's.
         slot.set_origin(Arc::new(origin), u64::MAX);

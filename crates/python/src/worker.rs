@@ -10,7 +10,9 @@ use crate::raw::{describe, flavor};
 use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
+use rightlane_runtime::meter::{Care, ClientLock, Meter, Tally};
 use rightlane_runtime::nursery::{Interpreter, Nursery, Seat};
+use rightlane_runtime::sys::clocks::thread_cpu_ns;
 use rightlane_runtime::sys::futex::Waited;
 use rightlane_runtime::sys::process::{exit_now, forked};
 use rightlane_runtime::wire::GENERATED;
@@ -18,7 +20,8 @@ use rightlane_runtime::worker::{Desk, Message, Piece, WorkerError};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::IntoRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Bytes that an answer's head takes; the client's bytes follow.
 const HEAD_BYTES: usize = rightlane_runtime::wire::AnswerHead::BYTES;
@@ -28,6 +31,9 @@ const CLOCK_EVERY_NS: u64 = 20_000;
 
 /// Within a piece, standard output is flushed after each task that ends this long after the last flush.
 const FLUSH_EVERY_NS: u64 = 500_000;
+
+/// For tests: workers behave as where the kernel does not tell what a thread waits in.
+const CLOCKS_ONLY: &str = "_RIGHTLANE_CLOCKS_ONLY";
 
 /// What took this long at a function's first use is worth a look at what it imported.
 const NEWS_NS: u64 = 5_000_000;
@@ -114,6 +120,8 @@ pub(crate) fn serve_template(
     learn: Bound<'_, PyAny>,
 ) -> PyResult<Option<WorkerSeat>> {
     let mut nursery = Nursery::open()?;
+    // Here, where there is one thread; workers inherit what is found.
+    client_lock(fork.py());
     let seat = nursery.run(&mut PythonInterpreter {
         fork,
         run_site,
@@ -163,6 +171,9 @@ pub(crate) fn serve_worker(
     Worker {
         py,
         desk,
+        meter: None,
+        timed: false,
+        tally: Tally::default(),
         hooks,
         functions: HashMap::new(),
         current: None,
@@ -174,6 +185,28 @@ pub(crate) fn serve_worker(
         homes: codec::LentHomes::default(),
     }
     .run()
+}
+
+/// Where the interpreter keeps its lock: the words of its state that are one while this thread holds the lock and zero
+/// while it does not. So its holder can be looked for without asking for the lock, which would disturb who is looked at.
+fn client_lock(py: Python<'_>) -> ClientLock {
+    static FOUND: OnceLock<ClientLock> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return found.clone();
+    }
+    let all = rightlane_runtime::sys::symbol::words(c"_PyRuntime").unwrap_or_default();
+    let held = |word: &AtomicU32| word.load(Ordering::Relaxed) == 1;
+    let mut words: Vec<&'static AtomicU32> = all.iter().filter(|word| held(word)).collect();
+    for _ in 0..3 {
+        py.detach(|| words.retain(|word| word.load(Ordering::Relaxed) == 0));
+        words.retain(|word| held(word));
+    }
+    let start = all.as_ptr() as u64;
+    let lock = ClientLock {
+        words,
+        area: start..start + size_of_val(all) as u64,
+    };
+    FOUND.get_or_init(|| lock).clone()
 }
 
 fn broken(error: WorkerError) -> PyErr {
@@ -215,6 +248,11 @@ enum Guard<'py> {
 struct Worker<'py> {
     py: Python<'py>,
     desk: Desk,
+    /// From the start of the initializer on.
+    meter: Option<Meter>,
+    /// Whether each call of the piece is timed, and the sums.
+    timed: bool,
+    tally: Tally,
     hooks: Hooks<'py>,
     /// Functions that have been resolved, by definition.
     functions: HashMap<u64, Function<'py>>,
@@ -245,6 +283,8 @@ impl<'py> Worker<'py> {
                 }
                 Message::Begin { initializer } => {
                     booted = true;
+                    let clocks_only = std::env::var_os(CLOCKS_ONLY).is_some();
+                    self.meter = Some(self.desk.meter(client_lock(self.py), clocks_only));
                     if !self.begin(initializer)? {
                         return Ok(false);
                     }
@@ -320,10 +360,15 @@ impl<'py> Worker<'py> {
         let mut numbers = piece
             .rule()
             .and_then(|(first, rule)| Numbers::from_rule(first, rule));
+        let meter = self.meter.as_mut();
+        let care = meter.map_or(Care::None, |meter| meter.begin(head.function));
+        self.timed = care == Care::Watched;
+        self.tally = Tally::default();
         for item in 0..head.items {
             // Before anything that belongs to the item is unpickled: user code may run there (rule 8).
             if !self.desk.claim(head.seq, item) {
                 self.flush();
+                self.end_piece(care, item, now_ns - begun_ns);
                 self.desk.tell_loans().map_err(broken)?;
                 skipped = self.desk.skipped(head.seq, item);
                 break;
@@ -362,6 +407,8 @@ impl<'py> Worker<'py> {
             }
             let busy_ns = last.then_some(now_ns - begun_ns);
             if last {
+                // Before the answer, so that whoever reads that has this.
+                self.end_piece(care, head.items, now_ns - begun_ns);
                 self.desk.tell_loans().map_err(broken)?;
             }
             self.publish(head.seq, item, flavor, busy_ns)?;
@@ -373,6 +420,26 @@ impl<'py> Worker<'py> {
         self.tell_news(now_ns - begun_ns);
         skipped.map_err(broken)?;
         Ok(true)
+    }
+
+    fn end_piece(&mut self, care: Care, calls: u32, busy_ns: u64) {
+        let mut tally = std::mem::take(&mut self.tally);
+        tally.calls = u64::from(calls);
+        if !self.timed {
+            tally.run_ns = busy_ns;
+        }
+        if let Some(meter) = &mut self.meter {
+            meter.end(care, &tally);
+        }
+    }
+
+    /// Where calls are timed, the time since, and now.
+    fn lap(&self, since_ns: &mut u64) -> u64 {
+        if !self.timed {
+            return 0;
+        }
+        let now_ns = rightlane_runtime::sys::now().0;
+        now_ns - std::mem::replace(since_ns, now_ns)
     }
 
     fn publish(&mut self, seq: u64, item: u32, flavor: u8, busy_ns: Option<u64>) -> PyResult<()> {
@@ -408,9 +475,15 @@ impl<'py> Worker<'py> {
         // The head is written last; what lies there until then is no matter.
         self.answer.resize(self.answer.len().max(HEAD_BYTES), 0);
         self.answer.truncate(HEAD_BYTES);
+        let mut clock_ns = 0;
+        self.lap(&mut clock_ns);
         let raised = match outcome {
             Ok(value) => match self.write_value(&value) {
-                Ok(()) => return Some(flavor::RETURNED),
+                Ok(()) => {
+                    self.tally.pack_ns += self.lap(&mut clock_ns);
+                    self.tally.result_bytes += (self.answer.len() - HEAD_BYTES) as u64;
+                    return Some(flavor::RETURNED);
+                }
                 // An exit, raised by the result's own reduction, ends the task as one raised by its function.
                 Err(error) if !error.is_instance_of::<PyException>(py) => error,
                 Err(error) => return Some(self.write_unsendable(&error, "result")),
@@ -460,6 +533,8 @@ impl<'py> Worker<'py> {
         };
         let watched = guarding != 0 && !matches!(current.guard, Guard::Done);
         let object = current.object.clone();
+        let mut clock_ns = 0;
+        self.lap(&mut clock_ns);
         let argument = match argument {
             Argument::Bytes(bytes) => codec::decode_argument(py, bytes, self.desk.borrowed()),
             Argument::Number(number) => number
@@ -468,10 +543,30 @@ impl<'py> Worker<'py> {
                 .map_err(PyErr::from),
         };
         let argument = argument.map_err(Failed::Unreadable)?;
+        self.tally.unpack_ns += self.lap(&mut clock_ns);
         if watched {
             return self.call_watched(function, &object, shape, guarding, &argument);
         }
-        call_as(&object, shape, &argument)
+        self.call_timed(&object, shape, &argument)
+    }
+
+    /// Calls it, and nothing else within the times that are taken.
+    fn call_timed(
+        &mut self,
+        function: &Bound<'py, PyAny>,
+        shape: u32,
+        argument: &Bound<'py, PyAny>,
+    ) -> Result<Bound<'py, PyAny>, Failed> {
+        if !self.timed {
+            return call_as(function, shape, argument);
+        }
+        let cpu_ns = thread_cpu_ns();
+        let mut clock_ns = 0;
+        self.lap(&mut clock_ns);
+        let called = call_as(function, shape, argument);
+        self.tally.run_ns += self.lap(&mut clock_ns);
+        self.tally.cpu_ns += thread_cpu_ns() - cpu_ns;
+        called
     }
 
     /// One of the first calls of a function. Its notice is on its way before its answer is.
@@ -486,7 +581,7 @@ impl<'py> Worker<'py> {
     ) -> Result<Bound<'py, PyAny>, Failed> {
         let py = self.py;
         let Some(watch) = self.watch(id, function, guarding & shape::STRICT != 0) else {
-            return call_as(function, shape, argument);
+            return self.call_timed(function, shape, argument);
         };
         let (args, kwargs): (Bound<'_, PyTuple>, Option<Bound<'_, PyDict>>) = match shape {
             shape::ONE => {
@@ -506,7 +601,7 @@ impl<'py> Worker<'py> {
         let refused = refused.map(|refused| (!refused.is_none()).then_some(refused));
         let called = match refused {
             Ok(Some(error)) => Err(Failed::Raised(PyErr::from_value(error))),
-            _ => call_as(function, shape, argument),
+            _ => self.call_timed(function, shape, argument),
         };
         if forked() {
             // The parent speaks for both.
@@ -605,6 +700,10 @@ impl<'py> Worker<'py> {
         let tag = pickled.place(placing.as_ref());
         let codec::Pickled { pickle, parts } = pickled;
         if !parts.is_empty() {
+            self.tally.result_bytes += parts
+                .iter()
+                .map(|part| part.span.bytes() as u64)
+                .sum::<u64>();
             let spans = parts.into_iter().map(|part| part.span);
             self.desk.place(spans, &mut self.answer);
             self.placed = true;

@@ -7,6 +7,7 @@
 
 use std::mem::offset_of;
 
+use crate::board::Board;
 use crate::claim::REVOKE_SLOTS;
 use crate::sync::{AtomicU32, AtomicU64};
 
@@ -19,7 +20,7 @@ pub const MAX_RING_BYTES: usize = 1 << 30;
 
 /// Changes whenever the layout does. Parent and workers come from one installation, so a mismatch
 /// means that it was replaced while the parent ran.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 pub(crate) const TASKS_MAGIC: u64 = u64::from_le_bytes(*b"rl-tasks");
 pub(crate) const ANSWERS_MAGIC: u64 = u64::from_le_bytes(*b"rl-answr");
 
@@ -71,7 +72,9 @@ pub struct AnswerHeader {
     pub(crate) claim: Line<AtomicU64>,
     /// The worker's announcement that it sleeps; see [`sleep`](crate::sleep).
     pub(crate) asleep: Line<AtomicU64>,
-    rest: [AtomicU64; (HEADER_BYTES - 5 * LINE_BYTES) / 8],
+    /// What the worker has measured; see [`board`](crate::board).
+    pub(crate) board: Line<Board>,
+    rest: [AtomicU64; (HEADER_BYTES - 5 * LINE_BYTES - size_of::<Line<Board>>()) / 8],
 }
 
 const _: () = {
@@ -89,6 +92,7 @@ const _: () = {
     assert!(offset_of!(AnswerHeader, tasks_head) == 128);
     assert!(offset_of!(AnswerHeader, claim) == 192);
     assert!(offset_of!(AnswerHeader, asleep) == 256);
+    assert!(offset_of!(AnswerHeader, board) == 320);
     assert!(offset_of!(Identity, magic) == 0 && offset_of!(Identity, version) == 8);
     assert!(offset_of!(Identity, task_ring_bytes) == 16 && size_of::<Identity>() == 32);
 };

@@ -6,6 +6,7 @@
 //! * [`fragment`]: messages larger than a ring.
 //! * [`claim`]: a worker starts an item while the parent takes it back.
 //! * [`sleep`]: going to sleep, and waking only who sleeps.
+//! * [`board`]: what a worker has measured, to be read at any time.
 //! * `layout`: what lies where in the two segments of a worker.
 //! * `segment`: the segments themselves, mapped, and the safe ends of both sides.
 //!
@@ -33,6 +34,7 @@
 //! After a worker's death its segments stay as they were: what is published is done, what is
 //! claimed and not published is lost, the rest never began. There is no lock to be left held.
 
+pub mod board;
 pub mod claim;
 mod copy;
 pub mod fragment;
@@ -46,9 +48,10 @@ pub mod segment;
 pub mod sleep;
 mod sync;
 
+pub use board::Board;
 pub use claim::{Attempt, Claim};
 pub use fragment::{Assembler, Outgoing, Progress};
 pub use ring::{Consumer, Corrupt, Producer, PushError, Ring, RingView};
 #[cfg(not(loom))]
-pub use segment::{AnswerRing, AttachError, ParentEnd, Peephole, TaskRing, WorkerEnd};
+pub use segment::{AnswerRing, AttachError, Notes, ParentEnd, Peephole, TaskRing, WorkerEnd};
 pub use sleep::{Listener, Wants};

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use crate::board::Board;
 use crate::claim::{self, Attempt, Claim};
 use crate::layout::{self, ANSWERS_MAGIC, HEADER_BYTES, Identity, TASKS_MAGIC, VERSION};
 use crate::map::Map;
@@ -264,6 +265,11 @@ impl ParentEnd {
         Peephole(self.pair.clone())
     }
 
+    /// What the worker has measured.
+    pub fn board(&self) -> &Board {
+        &self.pair.answers.answer_header().board.0
+    }
+
     /// Takes the announcement back.
     pub fn awake(&self) {
         sleep::parent_awake(self.parent_asleep());
@@ -323,6 +329,17 @@ impl Peephole {
     }
 }
 
+/// See [`WorkerEnd::notes`].
+#[derive(Clone, Debug)]
+pub struct Notes(Arc<Pair>);
+
+impl Notes {
+    /// The board, to be written by one thread at a time.
+    pub fn board(&self) -> &Board {
+        &self.0.answers.answer_header().board.0
+    }
+}
+
 /// The worker's end of the channel.
 #[derive(Debug)]
 pub struct WorkerEnd {
@@ -352,6 +369,11 @@ impl WorkerEnd {
             pair,
             signalled: 0,
         })
+    }
+
+    /// Where to write what was measured, from elsewhere too.
+    pub fn notes(&self) -> Notes {
+        Notes(self.pair.clone())
     }
 
     /// The futex word to sleep on, in a shared mapping. Wait with what

@@ -1,6 +1,7 @@
 //! What the engine asks of whoever uses it. Python is the first client; nothing here knows it.
 
 use crate::harvest::Fruit;
+use rightlane_core::lane::Measured;
 use rightlane_core::{Breakage, Exit};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -28,6 +29,10 @@ pub trait Client: Send + Sync + Sized + 'static {
 
     /// A worker tells the client something beside its answers.
     fn notice(&self, bytes: &[u8]);
+
+    /// What a worker has measured of this definition, in this epoch of its (see [`crate::meter`]), and what it had told
+    /// of that before. Called with the engine's lock held, before the answers that came with it are settled.
+    fn measured(&self, definition: u64, epoch: u64, before: &Measured, now: &Measured);
 
     /// In a forked child: every item of the call that has not ended there is cancelled.
     fn cancel_in_child(&self, ticket: &Self::Ticket);

@@ -1352,6 +1352,12 @@ impl<C: Client> State<C> {
         let mut sane = true;
         let mut run = std::mem::take(&mut self.floor.run);
         let harvest = link.harvest.clone();
+        if link.has_notes() {
+            let client = &engine.client;
+            link.read_notes(|definition, epoch, before, now| {
+                client.measured(definition, epoch, before, now);
+            });
+        }
         let mut loans = Vec::new();
         let read = link.read(|tag, message| {
             // Short answers within a piece come by the thousand: they are settled together.

@@ -5,6 +5,7 @@
 //!
 //! * [`engine`]: one executor; [`engine::waiting`]: who reads answers, and who is woken for it.
 //! * [`hub`]: the one native thread, shared by all executors.
+//! * [`meter`]: what a worker measures of the functions it runs.
 //! * `link`: the engine's end of one worker; [`worker`]: the worker's own.
 //! * `template`: the engine's side of the template process; [`nursery`]: its inside.
 //! * [`items`], [`definition`]: serialised work, and what it refers to.
@@ -27,6 +28,7 @@ mod hub;
 pub mod items;
 mod link;
 mod loans;
+pub mod meter;
 pub mod nursery;
 pub mod sys;
 mod template;
@@ -38,7 +40,7 @@ pub use bounds::{Amount, MaxPending};
 pub use budget::{CpuBudget, MemoryBudget};
 pub use client::{AnswerBytes, Client, End, Loss, Run};
 pub use definition::Definition;
-pub use engine::waiting::{Attended, Patience, Watch, poll_until};
+pub use engine::waiting::{Attended, Patience, Watch, cores, poll_until};
 pub use engine::{
     BreakageReport, Engine, Initializer, Limits, Plan, Remote, Room, Single, SubmitError,
     ThreadDone, ThreadNext, ThreadPiece, begin_in_child, forked_child,
@@ -49,4 +51,5 @@ pub use hub::{
     unlearn, wait_for_fork, want_site,
 };
 pub use items::Block;
+pub use rightlane_core::lane;
 pub use rightlane_core::{Breakage, CallId, Exit, Refused};

@@ -13,7 +13,9 @@ use crate::items::Slice;
 use crate::loans::Loans;
 use crate::sys::futex::{self, Scope};
 use crate::wire::{self, PieceHead, to_worker};
+use rightlane_core::lane::{Measured, WORDS};
 use rightlane_core::{Claim, Moment, PieceSeq};
+use rightlane_ring::board::SLOTS;
 use rightlane_ring::{
     Assembler, Corrupt, Listener, Outgoing, ParentEnd, Peephole, Progress, Wants, sleep,
 };
@@ -45,6 +47,18 @@ impl AsRef<[u8]> for Bytes {
     }
 }
 
+/// What was last read of the worker's board.
+#[derive(Debug, Default)]
+struct Notebook {
+    news: u64,
+    versions: [u64; SLOTS],
+    /// Epoch and sums of each definition.
+    totals: HashMap<u64, (u64, Measured)>,
+}
+
+/// Of so many definitions at most, since the numbers are the worker's.
+const MOST_NOTED: usize = 256;
+
 #[derive(Debug)]
 pub(crate) struct Link {
     end: ParentEnd,
@@ -72,6 +86,7 @@ pub(crate) struct Link {
     pub(crate) loans: Loans,
     /// Where large buffers of its results are read; None where no memory file is to be had.
     pub(crate) harvest: Option<Arc<Harvest>>,
+    noted: Notebook,
 }
 
 impl Drop for Link {
@@ -105,6 +120,7 @@ impl Link {
             given_up: false,
             loans: Loans::default(),
             harvest,
+            noted: Notebook::default(),
         })
     }
 
@@ -336,9 +352,38 @@ impl Link {
         self.end.peephole()
     }
 
+    /// Whether the worker has measured something since this was last asked.
+    pub(crate) fn has_notes(&self) -> bool {
+        self.end.board().news() != self.noted.news
+    }
+
+    /// Hands out what the worker has measured since: of which definition, in which of its epochs, what
+    /// was known of that before, and what is now.
+    pub(crate) fn read_notes(&mut self, mut each: impl FnMut(u64, u64, &Measured, &Measured)) {
+        self.noted.news = self.end.board().news();
+        for (at, version) in self.noted.versions.iter_mut().enumerate() {
+            let Some((read, record)) = self.end.board().read(at, *version) else {
+                continue;
+            };
+            *version = read;
+            let mut words = [0; WORDS];
+            words.copy_from_slice(&record[2..2 + WORDS]);
+            let total = Measured::from_words(&words);
+            let (definition, epoch) = (record[0], record[1]);
+            if self.noted.totals.len() >= MOST_NOTED {
+                self.noted.totals.clear();
+            }
+            let before = self.noted.totals.insert(definition, (epoch, total));
+            // Of a call that goes on, what was told in its middle is told again at its end, and may have been too much.
+            let before = before.filter(|(known, _)| *known == epoch);
+            let before = before.map(|(_, before)| before).unwrap_or_default();
+            each(definition, epoch, &before, &total);
+        }
+    }
+
     /// Whether the worker has said something, or there may be room for what waits for it.
     pub(crate) fn has_news(&self) -> bool {
-        !self.given_up && (self.end.has_answers() || !self.outbox.is_empty())
+        !self.given_up && (self.end.has_answers() || self.has_notes() || !self.outbox.is_empty())
     }
 
     pub(crate) fn revoke(&self, seq: PieceSeq) -> Option<Claim> {

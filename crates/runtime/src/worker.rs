@@ -6,6 +6,7 @@
 
 use crate::arena::{Arena, Span};
 use crate::borrowed::Borrowed;
+use crate::meter::{ClientLock, Meter};
 use crate::nursery::Seat;
 use crate::sys::futex::{self, Scope, Waited};
 use crate::sys::process::{block_all_signals, empty_mask, exit_now, watch_forks};
@@ -143,6 +144,13 @@ impl Desk {
             results,
             placed: HashMap::new(),
         })
+    }
+
+    /// What measures the tasks that the calling thread runs.
+    pub fn meter(&self, client: ClientLock, clocks_only: bool) -> Meter {
+        let signals = [&self.keeper, &self.waiter].map(OwnedFd::try_clone);
+        let signals = signals.into_iter().flatten().collect();
+        Meter::new(client, self.end.notes(), signals, clocks_only)
     }
 
     /// Where large buffers of arguments are read.

@@ -576,7 +576,7 @@ fn wait_for(signal: &OwnedFd, timeout: Option<Duration>) -> Waited {
 }
 
 /// How many cores this process may use.
-pub(super) fn cores() -> u32 {
+pub fn cores() -> u32 {
     static CORES: AtomicU32 = AtomicU32::new(0);
     let known = CORES.load(Ordering::Relaxed);
     if known > 0 {

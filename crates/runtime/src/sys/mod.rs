@@ -5,9 +5,11 @@
 
 pub mod blas;
 pub mod clock;
+pub mod clocks;
 pub mod futex;
 pub mod memory;
 pub mod process;
 pub mod spawn;
+pub mod symbol;
 
 pub use clock::now;
