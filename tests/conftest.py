@@ -12,9 +12,16 @@ from pathlib import Path
 import pytest
 
 import rightlane as rl
+from rightlane import _core
 from support import Gate, Start, Started
 
 CONCURRENT_LANES = ("process", "thread", "auto")
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured() -> None:
+    """What auto does in a test does not depend on the tests before it."""
+    _core.forget_measurements()
 
 
 @pytest.fixture(params=(*CONCURRENT_LANES, "inline"))

@@ -16,17 +16,12 @@ from typing import Any
 
 import pytest
 
-from rightlane import _proof
-
-
-class Guard:
-    def __init__(self, said: str) -> None:
-        self.verdict = lambda fn: said
+from rightlane import _guard, _proof
 
 
 @pytest.fixture(autouse=True)
 def nothing_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rightlane._guard", Guard("not seen yet"))  # type: ignore[arg-type]
+    monkeypatch.setattr(_guard, "verdict", lambda fn: "not seen yet")
 
 
 NUMBERS = (1, 2, 3)
@@ -222,5 +217,5 @@ def test_methods_of_what_can_be_changed_are_never_shared(fn: Any) -> None:
 def test_who_has_watched_it_knows_better(
     monkeypatch: pytest.MonkeyPatch, verdict: str, fn: Any, said: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "rightlane._guard", Guard(verdict))  # type: ignore[arg-type]
+    monkeypatch.setattr(_guard, "verdict", lambda fn: verdict)
     assert _proof.prove(fn)[0] == said

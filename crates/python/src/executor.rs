@@ -8,7 +8,7 @@ use crate::future::{Origin, Slot, Stream, function_name, new_future};
 use crate::guard::{self, Guarding};
 use crate::map::{Feed, MapResults, MapState, Source};
 use crate::pool::{PoolMap, Shape};
-use crate::profile::{self, House, Profile, are_constant};
+use crate::profile::{self, Here, House, Profile, are_constant};
 use crate::raw::serialization_error;
 use crate::sent::Sweep;
 use crate::{handover, known};
@@ -134,8 +134,8 @@ pub(crate) enum Local {
         spread: bool,
         items: Mutex<LocalItems>,
         level: Level,
-        /// Where auto notes what its items are like here.
-        profile: Option<Arc<Profile>>,
+        /// Where it was auto that chose a thread.
+        here: Option<Here>,
     },
 }
 
@@ -153,8 +153,8 @@ enum LocalCall {
         args: Py<PyTuple>,
         kwargs: Option<Py<PyDict>>,
         level: Level,
-        /// Where auto notes what it is like here.
-        profile: Option<Arc<Profile>>,
+        /// Where it was auto that chose a thread.
+        here: Option<Here>,
     },
     Running(Py<PyAny>),
     Ended,
@@ -263,7 +263,7 @@ impl LocalItems {
 enum Submitted {
     Sent(PyResult<()>),
     /// A lane thread is to run it.
-    Kept(Arc<Profile>),
+    Kept(Here),
 }
 
 /// The engine's client.
@@ -636,13 +636,14 @@ impl Executor {
                         // this one refers to nothing of Python's.
                         ffi::untrack(future.bind(py));
                     }
-                    Ok(Submitted::Kept(profile)) => {
-                        self.submit_thread(slot, function, args, kwargs, when, Some(profile))?;
+                    Ok(Submitted::Kept(here)) => {
+                        self.submit_thread(slot, function, args, kwargs, when, Some(here))?;
                     }
                     Err(error) if lane == Lane::Auto && is_unsendable(py, &error) => {
                         let profile = profile::of(function);
                         profile.unpicklable();
-                        self.submit_thread(slot, function, args, kwargs, when, Some(profile))?;
+                        let here = Here::new(profile, false);
+                        self.submit_thread(slot, function, args, kwargs, when, Some(here))?;
                     }
                     Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => {
                         return Err(error);
@@ -698,9 +699,9 @@ impl Executor {
         if lane == Lane::Auto && profile.may_leave() {
             let id = definition.get().inner.id();
             let constant = || are_constant(args, kwargs);
-            let (place, _) = profile.place(function, id, &self.house, false, constant)?;
+            let (place, trusted) = profile.place(function, id, &self.house, false, constant)?;
             if place == Place::Thread {
-                return Ok(Submitted::Kept(profile.clone()));
+                return Ok(Submitted::Kept(Here::new(profile.clone(), trusted)));
             }
         }
         let sent = self.submit_process(slot, function, &definition, profile, args, kwargs, when)?;
@@ -779,7 +780,7 @@ impl Executor {
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
         when: WhenFull,
-        profile: Option<Arc<Profile>>,
+        here: Option<Here>,
     ) -> PyResult<()> {
         let py = function.py();
         self.accept(py, when, |room| {
@@ -800,7 +801,7 @@ impl Executor {
                 args: args.clone().unbind(),
                 kwargs: kwargs.map(|kwargs| kwargs.clone().unbind()),
                 level: nesting().1,
-                profile: profile.clone(),
+                here: here.clone(),
             };
             let join = |ticket: &Ticket, local: &Local, at| {
                 if let (Ticket::Stream(stream), Local::Stream { calls }) = (ticket, local) {
@@ -1289,19 +1290,16 @@ fn run_piece(py: Python<'_>, executor: &Executor, piece: ThreadPiece<Client>) ->
                         args,
                         kwargs,
                         level,
-                        profile,
+                        here,
                     }) => {
                         of_caller(level);
-                        let visit = profile.as_ref().map(|profile| profile.begin());
-                        let outcome = call(
-                            function.bind(py),
-                            args.bind(py),
-                            kwargs.as_ref().map(|kwargs| kwargs.bind(py)),
-                        );
-                        if let Some(visit) = visit {
-                            visit.end();
-                        }
-                        outcome
+                        Here::run(here.as_ref(), py, || {
+                            call(
+                                function.bind(py),
+                                args.bind(py),
+                                kwargs.as_ref().map(|kwargs| kwargs.bind(py)),
+                            )
+                        })
                     }
                     _ => Err(crate::raw::bug("a call of a thread is gone")
                         .into_value(py)
@@ -1313,19 +1311,14 @@ fn run_piece(py: Python<'_>, executor: &Executor, piece: ThreadPiece<Client>) ->
                 spread,
                 items,
                 level,
-                profile,
+                here,
             } => {
                 of_caller(*level);
                 let taken = lock(items).take(item);
                 match taken {
-                    Some(argument) => {
-                        let visit = profile.as_ref().map(|profile| profile.begin());
-                        let outcome = call_item(function.bind(py), argument.bind(py), *spread);
-                        if let Some(visit) = visit {
-                            visit.end();
-                        }
-                        outcome
-                    }
+                    Some(argument) => Here::run(here.as_ref(), py, || {
+                        call_item(function.bind(py), argument.bind(py), *spread)
+                    }),
                     None => Err(crate::raw::bug("an item of a map is gone")
                         .into_value(py)
                         .into_any()),

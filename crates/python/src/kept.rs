@@ -121,6 +121,51 @@ impl Answers {
     }
 }
 
+/// Where the engine's items stand among all: in rows, between which are those that went another way.
+#[derive(Debug, Default)]
+struct Rows {
+    /// From which of the engine's items on which place, but for the first row: it begins with the first of both.
+    later: Vec<(u64, u64)>,
+}
+
+impl Rows {
+    /// Whether all places from this one on are the engine's.
+    fn is_last(&self, place: u64) -> bool {
+        self.later.last().is_none_or(|(_, at)| *at <= place)
+    }
+
+    /// The row before this one of `later`, and of which length it is; the last one has no end.
+    fn get(&self, next: usize) -> (u64, u64, u64) {
+        let (item, at) = next.checked_sub(1).map_or((0, 0), |row| self.later[row]);
+        let end = self.later.get(next).map_or(u64::MAX, |(item, _)| *item);
+        (item, at, end - item)
+    }
+
+    /// Where this item stands, and how many stand there in a row.
+    fn row(&self, item: u64) -> (u64, u64) {
+        let next = self.later.partition_point(|(first, _)| *first <= item);
+        let (first, at, count) = self.get(next);
+        (at + (item - first), count - (item - first))
+    }
+
+    /// Whether one of the engine's stands there.
+    fn holds(&self, place: u64) -> bool {
+        let next = self.later.partition_point(|(_, at)| *at <= place);
+        let (_, at, count) = self.get(next);
+        place - at < count
+    }
+
+    /// So many from this place on, behind all others, go another way.
+    fn set_aside(&mut self, place: u64, count: u64) {
+        let (first, at, _) = self.get(self.later.len());
+        let next = first + (place - at);
+        match self.later.last_mut() {
+            Some(last) if last.0 == next => last.1 = place + count,
+            _ => self.later.push((next, place + count)),
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
@@ -138,8 +183,8 @@ pub(crate) struct Kept {
     pub(crate) ended: u64,
     /// Items read.
     pub(crate) read: u64,
-    /// Items that did not go the way of the others, in order: the engine counts the others only.
-    pub(crate) aside: Vec<u64>,
+    /// Where the engine's items stand, which counts only those that it has.
+    rows: Rows,
     /// Nobody will ask any more.
     discard: bool,
     /// Nothing more will be read.
@@ -163,17 +208,12 @@ impl Kept {
 
     /// Where the engine's item of this number stands.
     pub(crate) fn place(&self, item: u64) -> u64 {
-        // `aside[j] - j` is how many of the engine's items come before the j-th one set aside.
-        let (mut low, mut high) = (0, self.aside.len());
-        while low < high {
-            let j = low + (high - low) / 2;
-            if self.aside[j] - j as u64 <= item {
-                low = j + 1
-            } else {
-                high = j
-            }
-        }
-        item + low as u64
+        self.rows.row(item).0
+    }
+
+    /// The last so many items read go another way than the engine's.
+    pub(crate) fn set_aside(&mut self, count: u64) {
+        self.rows.set_aside(self.read - count, count);
     }
 
     /// Whether somebody waits for one of these items, or for any.
@@ -199,14 +239,16 @@ impl Kept {
 
     /// Consecutive items of the engine's have been answered. Returns whether that is worth a wake.
     pub(crate) fn put_run(&mut self, first: u64, run: &Run) -> bool {
-        if self.aside.is_empty() && !self.discard {
-            self.ended += run.len() as u64;
+        let count = run.len() as u64;
+        let (at, most) = self.rows.row(first);
+        if count <= most && !self.discard {
+            self.ended += count;
             let answers = Answers {
                 run: run.clone(),
                 next: 0,
             };
-            self.insert(first, Part::Run(answers));
-            return self.is_wanted(first, run.len() as u64);
+            self.insert(at, Part::Run(answers));
+            return self.is_wanted(at, count);
         }
         let mut wanted = false;
         for (item, (flavor, answer)) in (first..).zip(run.iter()) {
@@ -221,6 +263,7 @@ impl Kept {
     pub(crate) fn put_own(&mut self, entries: VecDeque<Entry>) -> (bool, VecDeque<Entry>) {
         let count = entries.len() as u64;
         self.ended += count;
+        self.set_aside(count);
         if self.discard || count == 0 {
             return (self.any_wanted, entries);
         }
@@ -234,10 +277,8 @@ impl Kept {
         let mut wanted = false;
         let mut item = items.start;
         while item < items.end {
-            let at = self.place(item);
             // Up to the next item that went its own way.
-            let next = self.aside.partition_point(|aside| *aside < at);
-            let most = self.aside.get(next).map_or(u64::MAX, |aside| aside - at);
+            let (at, most) = self.rows.row(item);
             let count = most.min(items.end - item);
             self.ended += count;
             if !self.discard {
@@ -251,10 +292,10 @@ impl Kept {
 
     /// The last so many items of the engine's end as cancelled.
     pub(crate) fn cancel_last(&mut self, count: u64) {
-        if self.aside.is_empty() {
+        let from = self.read - count;
+        if self.rows.is_last(from) {
             // There may be more of them than there is memory for.
             self.ended += count;
-            let from = self.read - count;
             self.cancelled_from = Some(self.cancelled_from.map_or(from, |old| old.min(from)));
             return;
         }
@@ -267,7 +308,7 @@ impl Kept {
         let (mut at, mut left) = (self.read, count);
         while left > 0 && at > lowest {
             at -= 1;
-            if self.aside.binary_search(&at).is_err() {
+            if self.rows.holds(at) {
                 left -= 1;
                 let _ = self.put(at, Entry::Raw(Raw::Cancelled));
             }

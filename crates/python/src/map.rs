@@ -23,14 +23,16 @@ use crate::ffi;
 use crate::future::{Slot, deadline_after, function_name};
 use crate::guard;
 use crate::kept::{Entry, Kept, Part};
-use crate::profile::{self, Profile, is_constant};
+use crate::profile::{self, Here, Profile, is_constant};
 use crate::raw::{Raw, cancelled_error};
 use crate::sent::Sweep;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyStopIteration, PyTimeoutError};
 use pyo3::prelude::*;
-use pyo3::types::{PyRange, PyString, PyTuple};
+use pyo3::types::{PyRange, PySlice, PyString, PyTuple};
 use rightlane_runtime::bounds::LEAST_BYTES;
 use rightlane_runtime::lane::Place;
+use rightlane_runtime::sys::clock::coarse_ns;
+use rightlane_runtime::sys::clocks::own_delay_ns;
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{
     Amount, Attended, Block, CallId, Definition, End, Engine, Patience, Plan, Remote, Room, Run,
@@ -49,6 +51,8 @@ const READ_AHEAD_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Blocks grow from the first to the last of these sizes.
 const FIRST_BLOCK_ITEMS: usize = 16;
+/// So many items run in the caller before it looks for results.
+const OWN_ITEMS: usize = 256;
 const MOST_BLOCK_ITEMS: usize = 16 * 1024;
 
 /// Where the user bounds what is pending, a block is never more than this part of it.
@@ -141,13 +145,6 @@ impl MapState {
     fn settle_own(&self, entries: VecDeque<Entry>) {
         let dropped = self.change(|kept| kept.put_own(entries));
         drop(dropped);
-    }
-
-    /// All items so far did not go the way that the next ones go.
-    fn set_all_aside(&self) {
-        let mut kept = lock(&self.kept);
-        let read = kept.read;
-        kept.aside.extend(0..read);
     }
 
     fn put(&self, entry: Entry, place: impl FnOnce(&Kept) -> u64) {
@@ -343,13 +340,18 @@ impl MapState {
         at
     }
 
-    fn set_aside(&self, at: u64) {
-        lock(&self.kept).aside.push(at);
+    /// The last item read does not go the way of most.
+    fn set_aside(&self) {
+        lock(&self.kept).set_aside(1);
     }
 
     pub(crate) fn unended(&self) -> u64 {
         let kept = lock(&self.kept);
         kept.read - kept.ended
+    }
+
+    fn read(&self) -> u64 {
+        lock(&self.kept).read
     }
 
     fn unyielded(&self) -> u64 {
@@ -455,6 +457,30 @@ impl Numbers {
         }
     }
 
+    /// The first so many, and the rest.
+    fn split(self, count: u64) -> (Numbers, Numbers) {
+        let first = count.min(self.count);
+        let rest = Numbers {
+            // The one after the last need not fit.
+            start: self
+                .start
+                .wrapping_add(self.step.wrapping_mul(first as i64)),
+            count: self.count - first,
+            ..self
+        };
+        (
+            Numbers {
+                count: first,
+                ..self
+            },
+            rest,
+        )
+    }
+
+    fn to_block(self) -> Block {
+        Block::generated(self.count, self.to_rule())
+    }
+
     /// As workers read it.
     fn to_rule(self) -> Box<[u8]> {
         [self.start.to_le_bytes(), self.step.to_le_bytes()]
@@ -480,6 +506,8 @@ enum Way {
     /// Auto has them run in the caller, because that takes less than moving them.
     Own {
         definition: Arc<Definition>,
+        /// The engine's, if workers ran the items before these.
+        call: Option<CallId>,
         entries: VecDeque<Entry>,
         pace: OwnPace,
         /// The function was seen to leave its arguments alone; else each is looked at.
@@ -504,43 +532,98 @@ enum Way {
     Refused(Py<PyAny>),
 }
 
+impl Way {
+    /// For items that auto would have kept here.
+    fn remote(definition: Arc<Definition>, call: Option<CallId>) -> Way {
+        Way::Remote {
+            definition,
+            fall_back: true,
+            call,
+            block: Block::new(),
+            timed: None,
+        }
+    }
+
+    fn own(definition: Arc<Definition>, call: Option<CallId>, trusted: bool) -> Way {
+        Way::Own {
+            definition,
+            call,
+            entries: VecDeque::new(),
+            pace: OwnPace::new(),
+            trusted,
+        }
+    }
+}
+
 /// Watches over items that run in the caller: they were chosen for being tiny.
 #[derive(Debug)]
 struct OwnPace {
-    since: Instant,
+    /// Where the clock stood, and how long the thread had waited for a core, when it was last asked.
+    began_ns: u64,
+    delay_ns: u64,
+    /// When the last item ended.
+    ended_ns: u64,
     items: u32,
-    coarse_ns: u64,
 }
 
 impl OwnPace {
-    const LOOK_EACH: u32 = 64;
-    const MOST_NS: u128 = 50_000;
+    const LOOK_EACH: u32 = 256;
+    const MOST_NS: u64 = 50_000;
     /// More than two steps of the coarse clock, wherever it stands.
     const LONG_NS: u64 = 10_000_000;
 
     fn new() -> OwnPace {
+        let now_ns = coarse_ns();
         OwnPace {
-            since: Instant::now(),
+            began_ns: now_ns,
+            delay_ns: own_delay_ns(),
+            ended_ns: now_ns,
             items: 0,
-            coarse_ns: rightlane_runtime::sys::clock::coarse_ns(),
         }
+    }
+
+    /// The next item begins some time after the last one.
+    fn resume(&mut self) {
+        let now_ns = coarse_ns();
+        self.began_ns += now_ns - self.ended_ns;
+        self.ended_ns = now_ns;
     }
 
     /// One more has ended: whether they still are.
     fn is_kept(&mut self) -> bool {
         self.items += 1;
-        let now_ns = rightlane_runtime::sys::clock::coarse_ns();
-        let last_ns = std::mem::replace(&mut self.coarse_ns, now_ns);
-        if now_ns - last_ns >= OwnPace::LONG_NS {
-            return false;
-        }
-        if self.items < OwnPace::LOOK_EACH {
+        let now_ns = coarse_ns();
+        let last_ns = now_ns - std::mem::replace(&mut self.ended_ns, now_ns);
+        if last_ns < OwnPace::LONG_NS && self.items < OwnPace::LOOK_EACH {
             return true;
         }
-        let took = self.since.elapsed().as_nanos() / u128::from(self.items);
-        (self.since, self.items) = (Instant::now(), 0);
-        took <= OwnPace::MOST_NS
+        let took_ns = now_ns - self.began_ns;
+        let most_ns = OwnPace::MOST_NS * u64::from(self.items);
+        if last_ns >= OwnPace::LONG_NS || took_ns > most_ns {
+            // Others may have had the core.
+            let delay_ns = own_delay_ns();
+            let lost_ns = delay_ns - std::mem::replace(&mut self.delay_ns, delay_ns);
+            if last_ns.saturating_sub(lost_ns) >= OwnPace::LONG_NS
+                || took_ns.saturating_sub(lost_ns) > most_ns
+            {
+                return false;
+            }
+        }
+        (self.began_ns, self.items) = (now_ns, 0);
+        true
     }
+}
+
+/// Of an input of known length workers get so many items; then it is asked again where the others are to run, if
+/// nobody knew before.
+const STAGE_ITEMS: u64 = 128 * 1024;
+
+/// A map that goes to workers because its function is not known yet.
+#[derive(Debug)]
+struct Undecided {
+    profile: Arc<Profile>,
+    /// What was not read of a range.
+    rest: Option<Numbers>,
 }
 
 /// A map's input, and where it goes.
@@ -563,6 +646,8 @@ pub(crate) struct Source {
     pub(crate) bytes: u64,
     /// If it is read without running any code of the user's.
     sweep: Option<Arc<Sweep>>,
+    /// Where auto may still decide.
+    undecided: Option<Undecided>,
     /// What that was at the end of each block, by the number of the item that follows; of those of which something
     /// is not yielded, and the last one of which all is.
     read: VecDeque<(u64, u64)>,
@@ -578,14 +663,15 @@ impl Source {
         chunk_items: Option<u64>,
     ) -> PyResult<Source> {
         let py = function.py();
-        let local = |profile, changeable| {
+        let mut undecided = None;
+        let local = |here, changeable| {
             let items = Mutex::new(LocalItems::default());
             let local = Arc::new(Local::Map {
                 function: function.clone().unbind(),
                 spread,
                 items,
                 level: nesting().1,
-                profile,
+                here,
             });
             Way::Local {
                 local,
@@ -605,6 +691,12 @@ impl Source {
                         Lane::Auto => executor.place_map(function, definition.id(), profile)?,
                         _ => (Place::Process, false),
                     };
+                    if lane == Lane::Auto && place == Place::Process && !profile.is_weighed() {
+                        undecided = Some(Undecided {
+                            profile: profile.clone(),
+                            rest: None,
+                        });
+                    }
                     match place {
                         Place::Process => Way::Remote {
                             definition: definition.clone(),
@@ -615,20 +707,15 @@ impl Source {
                         },
                         Place::Thread => {
                             let changeable = (!trusted).then(|| definition.clone());
-                            local(Some(profile.clone()), changeable)
+                            local(Some(Here::new(profile.clone(), trusted)), changeable)
                         }
-                        Place::Caller => Way::Own {
-                            definition: definition.clone(),
-                            entries: VecDeque::new(),
-                            pace: OwnPace::new(),
-                            trusted,
-                        },
+                        Place::Caller => Way::own(definition.clone(), None, trusted),
                     }
                 }
                 Err(error) if is_unsendable(py, &error) && lane == Lane::Auto => {
                     let profile = profile::of(function);
                     profile.unpicklable();
-                    local(Some(profile), None)
+                    local(Some(Here::new(profile, false)), None)
                 }
                 Err(error) if is_unsendable(py, &error) => {
                     Way::Refused(as_serialization_error(py, error, &function_name(function))?)
@@ -643,9 +730,23 @@ impl Source {
             && let Some(numbers) = Numbers::of(&iterable)
         {
             // All of it is read, so to speak; and nothing waits, unless the user wants each number to count.
-            *block = Block::generated(numbers.count, numbers.to_rule());
-            unadded = numbers.count;
-            iterable = PyTuple::empty(py).into_any();
+            let (first, rest) = match &mut undecided {
+                Some(undecided) => {
+                    let (first, rest) = numbers.split(STAGE_ITEMS);
+                    undecided.rest = Some(rest);
+                    (first, rest)
+                }
+                None => (numbers, numbers.split(numbers.count).1),
+            };
+            *block = first.to_block();
+            unadded = first.count;
+            iterable = if rest.count > 0 {
+                let after = PySlice::new(py, first.count as isize, isize::MAX, 1);
+                iterable.get_item(after)?
+            } else {
+                undecided = None;
+                PyTuple::empty(py).into_any()
+            };
         }
         let iterator = iterable.try_iter()?;
         let sweep = match &way {
@@ -668,8 +769,63 @@ impl Source {
             unadded,
             bytes: 0,
             sweep,
+            undecided,
             read: VecDeque::from([(0, 0)]),
         })
+    }
+
+    /// How much of an input of known length is read at once.
+    fn first_read(&self) -> usize {
+        match (&self.way, &self.undecided) {
+            (Way::Own { .. }, _) => OWN_ITEMS,
+            // The first part of a range counts as read.
+            (_, Some(Undecided { rest: Some(_), .. })) => 0,
+            (_, Some(_)) => STAGE_ITEMS as usize,
+            _ => usize::MAX,
+        }
+    }
+
+    /// Asks again where the rest is to run, as soon as its function is known, or workers run out of work. Returns
+    /// whether it is to be read at once.
+    fn decide(&mut self, feed: &Feed, py: Python<'_>, sized: bool) -> PyResult<bool> {
+        let Some(Undecided { profile, .. }) = &self.undecided else {
+            return Ok(false);
+        };
+        let weighed = profile.is_weighed();
+        let state = &feed.state;
+        let running_out = sized && state.read() > 0 && state.unended() < STAGE_ITEMS / 4;
+        let Way::Remote { definition, .. } = &self.way else {
+            return Ok(false);
+        };
+        if !weighed && !running_out {
+            return Ok(false);
+        }
+        let function = self.function.bind(py);
+        let (place, trusted) = feed
+            .executor
+            .place_map(function, definition.id(), profile)?;
+        if place == Place::Caller {
+            self.undecided = None;
+            self.flush(feed, py, None)?;
+            if let Way::Remote {
+                definition, call, ..
+            } = &self.way
+                && !self.stuck
+            {
+                self.way = Way::own(definition.clone(), *call, trusted);
+                self.sweep = None;
+                return Ok(false);
+            }
+        }
+        let rest = self.undecided.take().and_then(|undecided| undecided.rest);
+        if let (Some(rest), Way::Remote { block, .. }) = (rest, &mut self.way)
+            && block.is_empty()
+        {
+            *block = rest.to_block();
+            self.unadded += rest.count;
+            self.iterator = PyTuple::empty(py).try_iter()?.into_any().unbind();
+        }
+        Ok(sized)
     }
 
     /// Takes in one item. `when`: what becomes of what there is no room for; None leaves it here.
@@ -716,7 +872,10 @@ impl Source {
                     self.send_the_rest(feed, py, when)?;
                     return self.push_one(feed, item, when);
                 }
-                let outcome = call_item(self.function.bind(py), item, self.spread);
+                let mut outcome = call_item(self.function.bind(py), item, self.spread);
+                if *trusted {
+                    outcome = profile::apart(py, outcome);
+                }
                 if let Err(exception) = &outcome
                     && exception.bind(py).is_instance_of::<PyKeyboardInterrupt>()
                 {
@@ -736,12 +895,18 @@ impl Source {
                 ..
             } if !is_constant(item) => {
                 let definition = definition.clone();
+                if state.read() + self.unadded == 0 {
+                    // Others will be like the first.
+                    self.way = Way::remote(definition, None);
+                    return self.push_one(feed, item, when);
+                }
                 let when = Some(when.unwrap_or(WhenFull::Wait));
                 // Those before it come first.
                 self.flush(feed, py, when)?;
+                self.bytes += ffi::buffer_bytes(item);
                 feed.make_room(py, ONE, when)?;
                 let at = state.add_one_pending();
-                state.set_aside(at);
+                state.set_aside();
                 self.send_alone(feed, definition, at, item)?;
             }
             Way::Local { local, count, .. } => {
@@ -779,7 +944,7 @@ impl Source {
                         if fall_back {
                             feed.make_room(py, ONE, when)?;
                             let at = state.add_one_pending();
-                            state.set_aside(at);
+                            state.set_aside();
                             let function = self.function.bind(py);
                             let local = local_item(function, item, self.spread)?;
                             let ticket = Ticket::MapItem(state.clone(), at);
@@ -789,8 +954,8 @@ impl Source {
                             submitted.inspect_err(|_| state.settle(at, End::Cancelled))?;
                         } else {
                             let exception = as_serialization_error(py, error, &state.name(py))?;
-                            let at = state.add(Entry::Exception(exception));
-                            state.set_aside(at);
+                            state.add(Entry::Exception(exception));
+                            state.set_aside();
                             feed.executor.engine.nudge();
                         }
                     }
@@ -809,15 +974,11 @@ impl Source {
         when: Option<WhenFull>,
     ) -> PyResult<()> {
         self.flush(feed, py, when)?;
-        if let Way::Own { definition, .. } = &self.way {
-            feed.state.set_all_aside();
-            self.way = Way::Remote {
-                definition: definition.clone(),
-                fall_back: true,
-                call: None,
-                block: Block::new(),
-                timed: None,
-            };
+        if let Way::Own {
+            definition, call, ..
+        } = &self.way
+        {
+            self.way = Way::remote(definition.clone(), *call);
         }
         Ok(())
     }
@@ -1044,6 +1205,10 @@ pub(crate) struct Feed {
     pub(crate) in_vain: AtomicBool,
     /// How many threads that have taken the source wait for room: at most one.
     waits_for_room: AtomicU32,
+    /// Its input has a length: what is not known to be tiny is read at once.
+    sized: AtomicBool,
+    /// Its next items run in the caller.
+    runs_here: AtomicBool,
     reader: Reader,
 }
 
@@ -1076,6 +1241,8 @@ impl Feed {
             exhausted: AtomicBool::new(false),
             in_vain: AtomicBool::new(false),
             waits_for_room: AtomicU32::new(0),
+            sized: AtomicBool::new(false),
+            runs_here: AtomicBool::new(false),
             reader,
         });
         feed.executor.add_feed(feed.clone());
@@ -1099,6 +1266,10 @@ impl Feed {
     /// Takes the source out, if nobody has; to be put back.
     pub(crate) fn take_source(&self) -> Option<Source> {
         lock(&self.source).take()
+    }
+
+    fn first_read(&self) -> usize {
+        lock(&self.source).as_ref().map_or(0, Source::first_read)
     }
 
     fn refused(&self, count: u64) {
@@ -1179,13 +1350,39 @@ impl Feed {
 
     /// Reads at most `most` items; with None for `when`, as far as there is room.
     pub(crate) fn read(&self, py: Python<'_>, most: usize, when: Option<WhenFull>) -> PyResult<()> {
-        if most == 0 || self.is_exhausted() {
+        if self.is_exhausted() {
             return Ok(());
         }
         // Somebody else is reading: what they read serves us as well.
         let Some(mut source) = lock(&self.source).take() else {
             return Ok(());
         };
+        let mut most = most;
+        match source.decide(self, py, self.sized.load(Ordering::Relaxed)) {
+            Ok(true) => most = usize::MAX,
+            Ok(false) => {}
+            Err(error) => {
+                self.end(None);
+                return Err(error);
+            }
+        }
+        match &mut source.way {
+            Way::Own { pace, .. } => {
+                most = most.min(OWN_ITEMS);
+                pace.resume();
+            }
+            // What there is of it is read, and keeps workers busy.
+            Way::Remote { .. } if source.undecided.is_some() && most < STAGE_ITEMS as usize => {
+                if self.sized.load(Ordering::Relaxed) {
+                    most = 0;
+                }
+            }
+            _ => {}
+        }
+        if most == 0 {
+            self.put_back(source);
+            return Ok(());
+        }
         let iterator = source.iterator.clone_ref(py).into_bound(py);
         let outcome = (|| {
             if let Some(end) = source.over.take() {
@@ -1246,6 +1443,8 @@ impl Feed {
     }
 
     pub(crate) fn put_back(&self, source: Source) {
+        let runs_here = matches!(source.way, Way::Own { .. });
+        self.runs_here.store(runs_here, Ordering::Relaxed);
         self.unadded
             .store(source.unadded as usize, Ordering::SeqCst);
         *lock(&self.source) = Some(source);
@@ -1441,11 +1640,13 @@ impl MapResults {
             None => Reader::OpenEnded,
         };
         let feed = Feed::new(executor, state, source, reader);
+        feed.sized
+            .store(sized && window.is_none(), Ordering::Relaxed);
         let state = &feed.state;
         let ahead = feed.most_ahead();
         let (first, when) = match window {
             Some(window) => (window.min(ahead), None),
-            None if sized => (usize::MAX, Some(WhenFull::Ask)),
+            None if sized => (feed.first_read(), Some(WhenFull::Ask)),
             None => (ahead, None),
         };
         let read = feed.read(py, first, when).and_then(|()| {
@@ -1495,7 +1696,8 @@ impl MapResults {
         let state = &feed.state;
         loop {
             if let Some(entry) = self.ready.as_mut().and_then(Part::next) {
-                if !feed.is_exhausted() {
+                // What runs in the caller is run when there is nothing left to yield.
+                if !feed.is_exhausted() && !feed.runs_here.load(Ordering::Relaxed) {
                     // The one in hand is not yielded yet.
                     let held = feed.held() + self.ready.as_ref().map_or(0, Part::len) + 1;
                     feed.read(py, self.window.saturating_sub(held).min(64), None)?;

@@ -15,7 +15,7 @@ use pyo3::types::{
     PyBool, PyBytes, PyComplex, PyDict, PyFloat, PyFrozenSet, PyInt, PyRange, PyString, PyTuple,
 };
 use rightlane_runtime::lane::{
-    Bar, Ground, Known, LONG_FIRST_NS, Measured, Nature, Place, Reason, Terms, choose,
+    Bar, Ground, Known, LONG_FIRST_NS, Measured, Nature, Place, Reason, TINY_CALLS, Terms, choose,
 };
 use rightlane_runtime::sys::clocks;
 use std::collections::{HashMap, VecDeque};
@@ -39,6 +39,9 @@ const MOST_GROUNDS: usize = 8;
 
 /// A function is looked at again after so many calls: what its code names may be something else by then.
 const PROVEN_CALLS: u32 = 64;
+
+/// Not tiny, whatever of it was imports.
+const NEVER_TINY_NS: u64 = 10_000_000;
 
 /// The pickling of so many calls is timed.
 const TIMED_PICKLES: u32 = 16;
@@ -145,6 +148,21 @@ fn key_of(function: &Bound<'_, PyAny>) -> Key {
     Key {
         name: name.unwrap_or_default(),
         code: code.and_then(|code| code.hash().ok()).unwrap_or(0),
+    }
+}
+
+/// For tests: nothing is known of any function any more.
+#[pyfunction]
+pub(crate) fn forget_measurements() {
+    let profiles: Vec<Arc<Profile>> = match &*lock(&REGISTRY) {
+        Some(registry) => registry.profiles.values().cloned().collect(),
+        None => Vec::new(),
+    };
+    for profile in profiles {
+        *lock(&profile.state) = State::default();
+        profile.may_leave.store(false, Ordering::Relaxed);
+        profile.may_stay.store(false, Ordering::Relaxed);
+        profile.pickles.store(0, Ordering::Relaxed);
     }
 }
 
@@ -281,6 +299,17 @@ impl Profile {
         self.may_stay.load(Ordering::Relaxed)
     }
 
+    /// Whether it is known of items of a map if they are tiny.
+    pub(crate) fn is_weighed(&self) -> bool {
+        if self.may_stay() {
+            return true;
+        }
+        let state = lock(&self.state);
+        let all = state.in_workers();
+        let each_ns = all.wall_ns.checked_div(all.done);
+        all.done >= TINY_CALLS || each_ns.is_some_and(|ns| ns >= NEVER_TINY_NS)
+    }
+
     /// Where the next call is to run, and whether it may whatever its arguments are. `arguments`: whether nobody can
     /// change them.
     pub(crate) fn place(
@@ -339,6 +368,51 @@ impl Profile {
             cpu_ns: clocks::thread_cpu_ns(),
             delay_ns: probing.then(clocks::own_delay_ns),
         }
+    }
+}
+
+/// What auto has run in a thread.
+#[derive(Debug, Clone)]
+pub(crate) struct Here {
+    profile: Arc<Profile>,
+    /// What it returns may be part of what others see as well: it was seen to change nothing, which is not to say that
+    /// it names nothing.
+    apart: bool,
+}
+
+impl Here {
+    pub(crate) fn new(profile: Arc<Profile>, apart: bool) -> Here {
+        Here { profile, apart }
+    }
+
+    /// Runs a call, which auto has chosen a thread for if there is a `here`.
+    pub(crate) fn run(here: Option<&Here>, py: Python<'_>, call: impl FnOnce() -> Ended) -> Ended {
+        let Some(here) = here else {
+            return call();
+        };
+        let visit = here.profile.begin();
+        let outcome = call();
+        visit.end();
+        if here.apart {
+            apart(py, outcome)
+        } else {
+            outcome
+        }
+    }
+}
+
+type Ended = Result<Py<PyAny>, Py<PyAny>>;
+
+/// A result that is nobody else's, as one from a worker is: the function may have returned its argument.
+pub(crate) fn apart(py: Python<'_>, outcome: Ended) -> Ended {
+    static APART: Cached = Cached::new(c"rightlane._proof", "apart");
+    match outcome {
+        Ok(value) if !is_constant(value.bind(py)) => APART
+            .get(py)
+            .and_then(|apart| ffi::call1(apart, (&value,)))
+            .map(Bound::unbind)
+            .map_err(|error| error.into_value(py).into_any()),
+        outcome => outcome,
     }
 }
 

@@ -30,7 +30,7 @@ const GAIN_OF_LONG: f64 = 1.15;
 const GAIN_OF_SHORT: f64 = 1.5;
 
 /// Only what has run so often, and never takes longer, may run in the caller.
-const TINY_CALLS: u64 = 100;
+pub const TINY_CALLS: u64 = 100;
 const TINY_NS: f64 = 20_000.0;
 
 /// Where a call runs.

@@ -10,5 +10,5 @@ mod measured;
 #[cfg(test)]
 mod tests;
 
-pub use choice::{Bar, Choice, Costs, Ground, Known, Place, Reason, Terms, choose};
+pub use choice::{Bar, Choice, Costs, Ground, Known, Place, Reason, TINY_CALLS, Terms, choose};
 pub use measured::{Doing, LONG_FIRST_NS, Measured, Nature, WORDS};
