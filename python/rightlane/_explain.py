@@ -121,6 +121,7 @@ def _reason_in_words(told: dict[str, Any], reason: str) -> str:
     burns = f"{_time(cpu)} CPU per call"
     held = _percent(told["held_ns"] / cpu if cpu else 0.0)
     moved = told["pickle_ns"] + told["moving_ns"]
+    what = "its arguments" if told["argument_bytes"] >= told["result_bytes"] else "its result"
     words = {
         "waits": f"waits {share} of the time{_waits_for(told)}, {burns}",
         "waits_for_locks": f"waits {share} of the time for locks or other threads, {burns}",
@@ -129,7 +130,7 @@ def _reason_in_words(told: dict[str, Any], reason: str) -> str:
         "frees_lock": f"{burns}, {held} of it under the interpreter's lock",
         "own_threads": f"burns {_time(told['others_cpu_ns'])} CPU per call in threads of its own",
         "mixed": f"burns and waits: {burns}, waits {share} of the time{_waits_for(told)}",
-        "moving": f"moving its arguments takes {_time(moved)}, a call {_time(wall)}",
+        "moving": f"moving {what} takes {_time(moved)}, a call {_time(wall)}",
         "tiny": f"a call takes {_time(wall)}, less than moving it",
     }
     text = words[reason]
