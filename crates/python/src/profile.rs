@@ -521,7 +521,7 @@ impl State {
     /// A call took so long, with what others took of the cores left out. `company`: how many ran when it began, and how
     /// many when it ended.
     fn pair(&mut self, company: u32, wall_ns: u64, alone: &Nature) {
-        if company <= 2 {
+        if company < 2 {
             self.lonely += 1;
             if self.lonely >= LONELY {
                 self.known.scales = Some(false);
@@ -529,7 +529,7 @@ impl State {
             return;
         }
         self.pairs += 1;
-        self.pairs_ns += wall_ns as f64 / (f64::from(company) / 2.0);
+        self.pairs_ns += wall_ns as f64 / f64::from(company);
         if self.pairs >= PAIRS {
             let each_ns = self.pairs_ns / self.pairs as f64;
             self.known.scales = Some(each_ns < alone.wall_ns * 0.75);
