@@ -1372,10 +1372,12 @@ impl Feed {
                 pace.resume();
             }
             // What there is of it is read, and keeps workers busy.
-            Way::Remote { .. } if source.undecided.is_some() && most < STAGE_ITEMS as usize => {
-                if self.sized.load(Ordering::Relaxed) {
-                    most = 0;
-                }
+            Way::Remote { .. }
+                if source.undecided.is_some()
+                    && most < STAGE_ITEMS as usize
+                    && self.sized.load(Ordering::Relaxed) =>
+            {
+                most = 0;
             }
             _ => {}
         }
