@@ -200,7 +200,8 @@ class ExecutorView(concurrent.futures.Executor):
 
         Functions are measured while they run in workers: their CPU time, how much of it under the
         interpreter's lock, what they wait for, and what it costs to move their arguments and results. What is
-        known is known to all executors of this process, and lasts as long as it does.
+        known is known to all executors of this process, and remembered by later ones (`profiles`): then the
+        line says "remembered from earlier runs", until as much has been measured in this one.
 
         Parameters
         ----------
@@ -255,6 +256,7 @@ class ExecutorView(concurrent.futures.Executor):
         if wait:
             engine.wait_drained(None)
             _join(engine)
+            _native.save_profiles()
             _native.guard_tell()
 
 
@@ -300,6 +302,11 @@ class Executor(ExecutorView):
         "auto" such a function also runs in threads from then on, at once where its code says so; calls that
         were made before stay as they were. "error": its tasks fail with `SharedStateError`. What runs in
         threads or inline shares everything, and is not looked at.
+    profiles : bool
+        Whether lane "auto" begins with what earlier runs have measured of the same functions, and keeps what
+        it measures for later ones, in `$XDG_CACHE_HOME/rightlane` or `~/.cache/rightlane`. Default: True. The
+        environment variable `RIGHTLANE_PROFILES=0` switches it off for all executors. It says where a
+        function is fastest, never that it is harmless.
 
     Raises
     ------
@@ -340,6 +347,7 @@ class Executor(ExecutorView):
         max_pending: float | None = None,
         thread_name_prefix: str = "",
         shared: SharedState = "warn",
+        profiles: bool = True,
     ) -> None:
         lane = _lane(lane)
         if not isinstance(shared, str) or shared not in _SHARED_STATE:
@@ -349,6 +357,8 @@ class Executor(ExecutorView):
             raise TypeError(f"initializer must be callable or None, not {type(initializer).__name__}")
         if not isinstance(thread_name_prefix, str):
             raise TypeError(f"thread_name_prefix must be a str, not {type(thread_name_prefix).__name__}")
+        if not isinstance(profiles, bool):
+            raise TypeError(f"profiles must be True or False, not {type(profiles).__name__}")
         workers = _default_workers(lane) if max_workers is None else _workers(max_workers)
         _at_least_one("max_tasks_per_child", max_tasks_per_child)
         tasks = None if max_tasks_per_child is None else min(int(max_tasks_per_child), _NO_LIMIT)
@@ -369,6 +379,7 @@ class Executor(ExecutorView):
             standard=self._standard,
             guarding=guarding,
             capped=max_workers is not None,
+            profiles=profiles,
         )
         if processes:
             _import_pickling()
@@ -476,9 +487,9 @@ def _prepare_template() -> None:
 
 
 def _import_pickling() -> None:
-    from rightlane import _byvalue
+    from rightlane import _byvalue, _remembered
 
-    assert _byvalue is not None
+    assert _byvalue is not None and _remembered is not None
 
 
 def _join(engine: _native.Engine) -> None:
@@ -511,6 +522,7 @@ def _at_exit() -> None:
         _join(engine)
     _native.stop_completions()
     _door.join()
+    _native.save_profiles()
     try:
         _native.guard_tell()
     except Exception:

@@ -138,6 +138,8 @@ def _reason_in_words(told: dict[str, Any], reason: str) -> str:
         text += "; to see whether two threads beat one"
     if told.get("bar"):
         text += f"; not {_LANES[told['wanted']]}, because {_bar(told)}"
+    if told.get("remembered"):
+        text += "; remembered from earlier runs"
     return text
 
 
@@ -178,9 +180,10 @@ def _numbers(told: dict[str, Any]) -> list[tuple[str, str]]:
     if "wall_ns" not in told:
         return []
     threads = f", {told['calls_in_threads']} in threads" if told["calls_in_threads"] else ""
+    earlier = ", others in earlier runs" if told.get("remembered") else ""
     scales = {True: "two beat one", False: "two do not beat one", None: ""}[told["scales"]]
     return [
-        ("calls seen", f"{told['calls_in_workers']} in workers{threads}"),
+        ("calls seen", f"{told['calls_in_workers']} in workers{threads}{earlier}"),
         ("a call takes", _time(told["wall_ns"])),
         ("CPU, lock held", _time(told["held_ns"])),
         ("CPU, lock free", _time(told["free_ns"])),

@@ -696,6 +696,9 @@ impl Executor {
             None => record(function)?,
         };
         let profile = definition.get().profile(function);
+        if lane == Lane::Auto {
+            profile.recall(function, &self.house)?;
+        }
         if lane == Lane::Auto && profile.may_leave() {
             let id = definition.get().inner.id();
             let constant = || are_constant(args, kwargs);
@@ -715,6 +718,7 @@ impl Executor {
         definition: u64,
         profile: &Profile,
     ) -> PyResult<(Place, bool)> {
+        profile.recall(function, &self.house)?;
         if !profile.may_leave() && !profile.may_stay() {
             return Ok((Place::Process, false));
         }
@@ -1383,10 +1387,10 @@ impl PyEngine {
     /// of the caller's world by `turn_world`, and its tasks must not wait for others of it. `max_pending`: 0 lifts
     /// every bound. `standard`: where a caller must not wait for room, its calls are accepted without. `guarding`: what
     /// is done about functions that change shared state, which nobody looks for if it is None. `capped`: the user has set the number of
-    /// workers.
+    /// workers. `profiles`: what automatic choice knows comes from earlier runs as well, and is kept for later ones.
     #[pyo3(signature = (
         max_workers, prepare, initializer, initargs, thread_name, max_tasks_per_child=None, idle_s=None,
-        shared=false, max_pending=None, standard=false, guarding=None, capped=true,
+        shared=false, max_pending=None, standard=false, guarding=None, capped=true, profiles=true,
     ))]
     #[expect(clippy::too_many_arguments, reason = "the face checks and names them")]
     fn new(
@@ -1402,6 +1406,7 @@ impl PyEngine {
         standard: bool,
         guarding: Option<Guarding>,
         capped: bool,
+        profiles: bool,
     ) -> PyResult<PyEngine> {
         let guarding = guarding.unwrap_or(Guarding::Off);
         if max_workers == 0 || max_tasks_per_child == Some(0) {
@@ -1432,6 +1437,7 @@ impl PyEngine {
                 cores: rightlane_runtime::cores(),
             },
             setup: initializer.is_some() || max_tasks_per_child.is_some(),
+            remembers: profiles,
         };
         let engine = Engine::new(
             Client {

@@ -31,6 +31,7 @@ mod map;
 mod pool;
 mod profile;
 mod raw;
+mod remembered;
 mod sent;
 mod worker;
 
@@ -112,6 +113,7 @@ mod _core {
         map::MapResults,
         pool::{Inlet, PoolMap},
         profile::forget_measurements,
+        profile::save_profiles,
         set_template_program, take_door, umask, want_site,
         worker::{WorkerSeat, serve_template, serve_worker},
     };

@@ -9,11 +9,13 @@ use crate::cached::Cached;
 use crate::executor::{lock, without_partials};
 use crate::ffi;
 use crate::future::function_name;
+use crate::remembered;
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
 use pyo3::types::{
     PyBool, PyBytes, PyComplex, PyDict, PyFloat, PyFrozenSet, PyInt, PyRange, PyString, PyTuple,
 };
+use rightlane_runtime::lane::past::{Key as PastKey, Past};
 use rightlane_runtime::lane::{
     Bar, Ground, Known, LONG_FIRST_NS, Measured, Nature, Place, Reason, TINY_CALLS, Terms, choose,
 };
@@ -95,6 +97,15 @@ struct State {
     lonely: u64,
     /// What kept its last call in a worker, for whoever asks.
     last: Option<Option<Bar>>,
+    /// What earlier runs knew of it, until enough is known here.
+    past: Option<Past>,
+    /// Whether it may run in this process before it has come to its end in a worker; None: nobody has asked.
+    trusted: Option<bool>,
+    /// Its name in the book, if what is known of it is to be remembered; how many calls were known when that was written.
+    page: Option<PastKey>,
+    written: u64,
+    /// The book does not say what it should of it.
+    outdated: bool,
 }
 
 /// See the module.
@@ -108,6 +119,8 @@ pub(crate) struct Profile {
     pickles: AtomicU32,
     /// How many of its calls run in threads.
     in_threads: AtomicU32,
+    /// Whether earlier runs were asked about it.
+    recalled: AtomicBool,
 }
 
 /// Module and name of a function, and the hash of its code: a function that is made anew with the same code is the
@@ -191,6 +204,38 @@ pub(crate) fn of(function: &Bound<'_, PyAny>) -> Arc<Profile> {
     profile
 }
 
+/// The same where this process or an earlier one knows the function; no new one otherwise.
+fn find_or_recall(function: &Bound<'_, PyAny>, house: &House) -> PyResult<Option<Arc<Profile>>> {
+    let mut found = find(function);
+    if found.is_none()
+        && house.remembers
+        && let Some(memory) = remembered::memory(function.py())
+        && let Some(page) = remembered::key_of(function)?
+        && memory.find(&page).is_some()
+    {
+        found = Some(of(function));
+    }
+    if let Some(profile) = &found {
+        profile.recall(function, house)?;
+    }
+    Ok(found)
+}
+
+/// Writes down what later runs are to know, if there is news.
+#[pyfunction]
+pub(crate) fn save_profiles(py: Python<'_>) {
+    let profiles: Vec<Arc<Profile>> = match &*lock(&REGISTRY) {
+        Some(registry) => registry.profiles.values().cloned().collect(),
+        None => return,
+    };
+    let news: Vec<_> = profiles.iter().filter_map(|each| each.news()).collect();
+    if !news.is_empty()
+        && let Some(memory) = remembered::memory(py)
+    {
+        memory.write(py, &news);
+    }
+}
+
 /// From now on what workers measure of this definition is the profile's.
 pub(crate) fn name_definition(id: u64, profile: &Arc<Profile>) {
     let mut all = lock(&BY_DEFINITION);
@@ -215,7 +260,9 @@ pub(crate) fn measured(id: u64, epoch: u64, before: &Measured, now: &Measured) {
 /// A worker has died while it ran the function of this definition.
 pub(crate) fn died(id: u64) {
     if let Some(profile) = by_definition(id) {
-        lock(&profile.state).deadly = true;
+        let mut state = lock(&profile.state);
+        state.deadly = true;
+        state.outdated = true;
     }
 }
 
@@ -229,6 +276,8 @@ pub(crate) struct House {
     pub(crate) ground: Ground,
     /// It has an initializer, or recycles workers.
     pub(crate) setup: bool,
+    /// It counts what earlier runs have measured, and tells later ones.
+    pub(crate) remembers: bool,
 }
 
 impl Profile {
@@ -244,9 +293,21 @@ impl Profile {
                 state.known.scales = None;
                 (state.pairs, state.pairs_ns, state.lonely) = (0, 0.0, 0);
                 state.drifted = false;
+                state.forget();
             }
             state.known.in_workers = state.known.in_workers.plus(now).since(before);
         }
+        let measured = state.measured_here();
+        // Short first calls are imports, as a rule.
+        let telling = epoch > 0 || measured.wall_ns >= LONG_FIRST_NS * measured.begun;
+        if telling && state.past.is_some_and(|past| past.is_over(&measured)) {
+            state.forget();
+        }
+        self.weigh(state);
+    }
+
+    /// Sees whether it may be worth asking where it should run.
+    fn weigh(&self, state: &State) {
         let grounds = [2, 4096].map(|slots| Ground {
             slots,
             threads: slots,
@@ -257,7 +318,7 @@ impl Profile {
             let terms = Terms { bar: None, caller };
             grounds
                 .iter()
-                .any(|ground| choose(&state.settled(ground), ground, &terms).wanted == place)
+                .any(|ground| choose(&state.settled(ground, true), ground, &terms).wanted == place)
         };
         self.may_leave
             .store(wants(Place::Thread, false), Ordering::Relaxed);
@@ -326,11 +387,16 @@ impl Profile {
             bar: state.bar(house, &proof),
             caller,
         };
-        let mut choice = choose(&state.settled(&house.ground), &house.ground, &terms);
+        let known = state.settled(&house.ground, house.remembers);
+        let mut choice = choose(&known, &house.ground, &terms);
         drop(state);
         let trusted = proof == Proof::Unchanged;
         if choice.place != Place::Process && !trusted && !arguments() {
             choice.bar = Some(Bar::Arguments);
+            choice.place = Place::Process;
+        }
+        if choice.place != Place::Process && !self.may_run_here(function.py()) {
+            choice.bar = Some(Bar::Unfinished);
             choice.place = Place::Process;
         }
         let mut state = lock(&self.state);
@@ -357,10 +423,76 @@ impl Profile {
         Ok(proof)
     }
 
+    /// Asks earlier runs about it, once, where the executor does that.
+    pub(crate) fn recall(&self, function: &Bound<'_, PyAny>, house: &House) -> PyResult<()> {
+        if !house.remembers || self.recalled.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let Some(memory) = remembered::memory(function.py()) else {
+            self.recalled.store(true, Ordering::Relaxed);
+            return Ok(());
+        };
+        let page = remembered::key_of(function)?;
+        let past = page.and_then(|page| memory.find(&page));
+        if self.recalled.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut state = lock(&self.state);
+        state.page = page;
+        // Not if as much is known already.
+        state.past = past.filter(|past| !past.is_over(&state.known.in_workers));
+        self.weigh(&state);
+        Ok(())
+    }
+
+    /// Whether it may run in the user's process. Before a function does that only because it came to its end in an
+    /// earlier run, it is taken out of the book, and put back when nothing has happened: if it takes the process down
+    /// it is not trusted again.
+    fn may_run_here(&self, py: Python<'_>) -> bool {
+        let page = {
+            let state = lock(&self.state);
+            if state.has_ended() {
+                return true;
+            }
+            if let Some(trusted) = state.trusted {
+                return trusted;
+            }
+            state.page
+        };
+        let memory = remembered::memory(py);
+        let trusted = memory
+            .zip(page)
+            .is_some_and(|(memory, page)| memory.forget(py, &page));
+        let mut state = lock(&self.state);
+        state.outdated |= trusted;
+        *state.trusted.get_or_insert(trusted)
+    }
+
+    /// What later runs are to be told, if that is something else than they were.
+    fn news(&self) -> Option<(PastKey, Option<Past>)> {
+        let mut state = lock(&self.state);
+        let state = &mut *state;
+        let page = state.page?;
+        let mut known = state.known;
+        known.in_workers = state.in_workers(true);
+        known.scales = state.scales(true);
+        let calls = state.measured_here().begun;
+        let harmful = state.deadly || state.drifted;
+        let past = Past::of(&known).filter(|_| !harmful);
+        // Of what goes on as it did there is news when twice as much is known.
+        let more = past.is_some() && calls > 0 && calls >= state.written.saturating_mul(2);
+        if !more && !state.outdated {
+            return None;
+        }
+        state.outdated = false;
+        state.written = calls.max(1);
+        Some((page, past))
+    }
+
     /// A call begins in a lane thread.
     pub(crate) fn begin(&self) -> Visit<'_> {
         let company = self.in_threads.fetch_add(1, Ordering::SeqCst) + 1;
-        let probing = lock(&self.state).known.scales.is_none();
+        let probing = lock(&self.state).scales(true).is_none();
         Visit {
             profile: self,
             company,
@@ -439,7 +571,7 @@ impl Visit<'_> {
             cpu_ns,
             ..Measured::default()
         });
-        let Some(nature) = Nature::of(&state.in_workers()) else {
+        let Some(nature) = Nature::of(&state.in_workers(true)) else {
             return;
         };
         if let Some(before_ns) = self.delay_ns {
@@ -455,24 +587,58 @@ impl Visit<'_> {
         state.odd = if odd { state.odd + 1 } else { 0 };
         if state.odd >= ODD_CALLS {
             state.odd = 0;
-            state.drifted = true;
+            // Of what earlier runs have measured it is only known that it is so no more.
+            state.drifted = state.measured_here().begun > 0;
+            state.past = None;
+            state.outdated = true;
             state.places.clear();
         }
     }
 }
 
 impl State {
-    /// What decides.
-    fn settled(&self, ground: &Ground) -> Known {
+    /// What decides. `remembers`: what earlier runs knew counts as well.
+    fn settled(&self, ground: &Ground, remembers: bool) -> Known {
         let mut known = self.known;
-        known.in_workers = self.in_workers();
+        known.in_workers = self.in_workers(remembers);
+        known.scales = self.scales(remembers);
+        if let Some(past) = self.past.filter(|_| remembers && known.pickle_ns == 0.0) {
+            let past = past.known();
+            (known.pickle_ns, known.argument_bytes) = (past.pickle_ns, past.argument_bytes);
+        }
         let place = self.places.iter().find(|(known, _)| known == ground);
         known.now = place.map_or(Place::Process, |(_, place)| *place);
         known
     }
 
+    fn scales(&self, remembers: bool) -> Option<bool> {
+        let past = self.past.filter(|_| remembers);
+        let then = past.and_then(|past| past.known().scales);
+        self.known.scales.or(then)
+    }
+
+    fn in_workers(&self, remembers: bool) -> Measured {
+        match self.past.filter(|_| remembers) {
+            Some(past) => past.measured().plus(&self.known.in_workers),
+            None => self.measured_here(),
+        }
+    }
+
+    /// What earlier runs knew is over.
+    fn forget(&mut self) {
+        self.outdated |= self.past.take().is_some();
+    }
+
+    /// Whether it has come to its end in a worker of this process's. Of a short first call it is not known how much of
+    /// it was imports.
+    fn has_ended(&self) -> bool {
+        let first = &self.first;
+        self.known.in_workers.done > 0
+            || first.done > 0 && first.wall_ns / first.done >= LONG_FIRST_NS
+    }
+
     /// The first calls only as long as there are no others.
-    fn in_workers(&self) -> Measured {
+    fn measured_here(&self) -> Measured {
         if self.known.in_workers.begun == 0 {
             self.first
         } else {
@@ -501,13 +667,10 @@ impl State {
     }
 
     fn bar(&self, house: &House, proof: &Proof) -> Option<Bar> {
-        // Of a short first call it is not known how much of it was imports.
-        let first = &self.first;
-        let done = self.known.in_workers.done > 0
-            || first.done > 0 && first.wall_ns / first.done >= LONG_FIRST_NS;
+        let remembered = house.remembers && self.past.is_some() && self.trusted != Some(false);
         if self.deadly {
             Some(Bar::Deadly)
-        } else if !done {
+        } else if !self.has_ended() && !remembered {
             Some(Bar::Unfinished)
         } else if house.setup {
             Some(Bar::Setup)
@@ -609,14 +772,15 @@ pub(crate) fn explain<'py>(
     told.set_item("threads", house.ground.threads)?;
     told.set_item("capped", house.ground.capped)?;
     told.set_item("cores", house.ground.cores)?;
-    let Some(profile) = find(function) else {
+    let Some(profile) = find_or_recall(function, house)? else {
         told.set_item("reason", "not_seen")?;
         return Ok(told);
     };
     let tiny = profile.may_stay();
     let proof = prove(function)?;
     let state = lock(&profile.state);
-    let known = state.settled(&house.ground);
+    let known = state.settled(&house.ground, house.remembers);
+    let remembered = house.remembers && state.past.is_some();
     let terms = Terms {
         bar: state.bar(house, &proof),
         caller: tiny,
@@ -674,6 +838,7 @@ pub(crate) fn explain<'py>(
     told.set_item("calls_in_threads", seen.1)?;
     told.set_item("unpicklable", seen.2)?;
     told.set_item("drifted", seen.3)?;
+    told.set_item("remembered", remembered)?;
     told.set_item("scales", known.scales)?;
     told.set_item("pickle_ns", known.pickle_ns)?;
     told.set_item("argument_bytes", known.argument_bytes)?;

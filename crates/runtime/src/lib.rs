@@ -30,6 +30,7 @@ mod link;
 mod loans;
 pub mod meter;
 pub mod nursery;
+pub mod past;
 pub mod sys;
 mod template;
 pub mod wire;

@@ -7,6 +7,7 @@
 
 mod choice;
 mod measured;
+pub mod past;
 #[cfg(test)]
 mod tests;
 
