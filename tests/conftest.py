@@ -6,10 +6,14 @@ reference, as they would import a user's module.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# Nothing is known from earlier runs, and the user's own cache is left alone (rule 29).
+os.environ["RIGHTLANE_PROFILES"] = "0"
 
 import rightlane as rl
 from rightlane import _core

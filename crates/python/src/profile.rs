@@ -478,7 +478,7 @@ impl Profile {
         known.scales = state.scales(true);
         let calls = state.measured_here().begun;
         let harmful = state.deadly || state.drifted;
-        let past = Past::of(&known).filter(|_| !harmful);
+        let past = Past::of(&known).or(state.past).filter(|_| !harmful);
         // Of what goes on as it did there is news when twice as much is known.
         let more = past.is_some() && calls > 0 && calls >= state.written.saturating_mul(2);
         if !more && !state.outdated {
