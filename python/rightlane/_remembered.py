@@ -1,8 +1,8 @@
 """The name under which a function is remembered by later runs (`docs/design/lanes.md`).
 
-It is made of what is the same in every process that has this function: module (of `__main__` the file), qualified
-name, its code, and the code of the functions of the user's own that it calls, as far as it names them. If any of it
-is changed it is another function, of which nothing is known.
+It is made of what is the same in every process that has this function: module (of `__main__` the file),
+qualified name, its code, and the code of the functions of the user's own that it calls, as far as it names
+them. If any of it is changed it is another function, of which nothing is known.
 
 Nothing of the user's runs here.
 """
@@ -81,7 +81,7 @@ def _named(fn: FunctionType) -> list[Any]:
 
 
 def _is_own(fn: FunctionType) -> bool:
-    """Whether it belongs to neither the standard library nor an installed package: those are not told apart."""
+    """Whether it is of neither the standard library nor an installed package, whose versions do not count."""
     top = str(fn.__module__).partition(".")[0]
     file = fn.__code__.co_filename
     foreign = top in sys.stdlib_module_names and top != "__main__"

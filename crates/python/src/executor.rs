@@ -11,7 +11,7 @@ use crate::pool::{PoolMap, Shape};
 use crate::profile::{self, Here, House, Profile, are_constant};
 use crate::raw::serialization_error;
 use crate::sent::Sweep;
-use crate::{handover, known};
+use crate::{handover, known, remembered};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple, PyType};
@@ -1448,6 +1448,10 @@ impl PyEngine {
         );
         if prepare {
             engine.prepare_processes()?;
+            if profiles {
+                // While the template starts on another core.
+                remembered::memory(initargs.py());
+            }
         }
         let executor = Arc::new(Executor {
             engine,

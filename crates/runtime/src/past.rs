@@ -20,8 +20,8 @@ const MOST_BOOKS: usize = 16;
 const TRIES: u32 = 20;
 const APART: Duration = Duration::from_millis(5);
 
-/// Of the kernel's page on processors the first one says what they are.
-const MOST_OF_CPUINFO: u64 = 2048;
+/// What the kernel says of processors begins with their kind.
+const MOST_OF_KIND: u64 = 64;
 
 /// A book and its place.
 #[derive(Clone, Debug)]
@@ -149,21 +149,18 @@ impl Shelf {
     }
 }
 
-/// What tells machines apart on which a function behaves differently: the kind of its processors and how many of them
-/// this process may use.
+/// What tells machines apart on which a function behaves differently: the kind of its processors, and how many of them
+/// this process may use. Not from `/proc/cpuinfo`, which measures the clock of each first: 10 ms on some kernels.
 fn machine() -> String {
-    let mut text = Vec::new();
-    if let Ok(file) = File::open("/proc/cpuinfo") {
-        let _ = file.take(MOST_OF_CPUINFO).read_to_end(&mut text);
+    let mut kind = String::new();
+    for file in ["modalias", "cpu0/regs/identification/midr_el1"] {
+        let mut text = Vec::new();
+        if let Ok(file) = File::open(Path::new("/sys/devices/system/cpu").join(file)) {
+            let _ = file.take(MOST_OF_KIND).read_to_end(&mut text);
+        }
+        let text = String::from_utf8_lossy(&text);
+        kind += text.trim().split(":feature").next().unwrap_or_default();
     }
-    let text = String::from_utf8_lossy(&text);
-    let first = text.split("\n\n").next().unwrap_or_default();
-    let kind = ["model name", "CPU implementer", "CPU part"]
-        .iter()
-        .filter_map(|wanted| first.lines().find(|line| line.starts_with(wanted)))
-        .filter_map(|line| Some(line.split_once(':')?.1.trim()))
-        .collect::<Vec<_>>()
-        .join(" ");
     let cores = crate::cores();
     format!("{} {kind}, {cores} cores", std::env::consts::ARCH)
 }
