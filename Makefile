@@ -16,6 +16,8 @@ LOAD ?= 0
 UPDATE ?= 0
 # Passed on to the programs behind `make demo` and `make bench`, as in `make bench ARGS=--quick`.
 ARGS ?=
+# Nothing that is measured or tested here knows what earlier runs have measured.
+export RIGHTLANE_PROFILES := 0
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'

@@ -39,7 +39,7 @@ def key(fn: Any) -> str | None:
         file = fn.__code__.co_filename.rpartition("/")[2] if module == "__main__" else ""
         parts = [module, "" if file.startswith("<") else file, fn.__qualname__]
         parts += [_definitions.code_hash(each.__code__).hex() for each in _reached(fn)]
-    elif type(fn) is _BuiltinType and isinstance(fn.__self__, (type, ModuleType, type(None))):
+    elif type(fn) is _BuiltinType and isinstance(getattr(fn, "__self__", fn), (type, ModuleType, type(None))):
         parts = [fn.__module__, fn.__qualname__]
     else:
         return None

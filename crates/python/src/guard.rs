@@ -146,6 +146,18 @@ pub(crate) fn guard_verdict(key: &str) -> Option<String> {
     lock(&VERDICTS).get(key).cloned()
 }
 
+/// Whether a function of this qualified name was seen to change what is shared, or another one of that name.
+pub(crate) fn has_changed(qualname: &str) -> bool {
+    let ending = format!(".{qualname}");
+    let verdicts = lock(&VERDICTS);
+    let mut changing = verdicts.iter().filter(|(_, verdict)| is_change(verdict));
+    changing.any(|(key, _)| {
+        key.split(':')
+            .next()
+            .is_some_and(|name| name.ends_with(&ending))
+    })
+}
+
 /// Something was found out about a function here.
 #[pyfunction]
 pub(crate) fn guard_settle(key: &str, verdict: String) {

@@ -9,6 +9,7 @@ use crate::cached::Cached;
 use crate::executor::{lock, without_partials};
 use crate::ffi;
 use crate::future::function_name;
+use crate::guard;
 use crate::remembered;
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
@@ -103,6 +104,7 @@ struct State {
     trusted: Option<bool>,
     /// Its name in the book, if what is known of it is to be remembered; how many calls were known when that was written.
     page: Option<PastKey>,
+    qualname: String,
     written: u64,
     /// The book does not say what it should of it.
     outdated: bool,
@@ -433,12 +435,14 @@ impl Profile {
             return Ok(());
         };
         let page = remembered::key_of(function)?;
+        let qualname = function_name(function);
         let past = page.and_then(|page| memory.find(&page));
         if self.recalled.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
         let mut state = lock(&self.state);
         state.page = page;
+        state.qualname = qualname;
         // Not if as much is known already.
         state.past = past.filter(|past| !past.is_over(&state.known.in_workers));
         self.weigh(&state);
@@ -477,7 +481,8 @@ impl Profile {
         known.in_workers = state.in_workers(true);
         known.scales = state.scales(true);
         let calls = state.measured_here().begun;
-        let harmful = state.deadly || state.drifted;
+        // Who was seen to change what is shared is watched again, and begins as one that nobody knows.
+        let harmful = state.deadly || state.drifted || guard::has_changed(&state.qualname);
         let past = Past::of(&known).or(state.past).filter(|_| !harmful);
         // Of what goes on as it did there is news when twice as much is known.
         let more = past.is_some() && calls > 0 && calls >= state.written.saturating_mul(2);
