@@ -112,8 +112,7 @@ mod _core {
         guard::{guard_settle, guard_tell, guard_verdict},
         map::MapResults,
         pool::{Inlet, PoolMap},
-        profile::forget_measurements,
-        profile::save_profiles,
+        profile::{forget_measurements, save_profiles},
         set_template_program, take_door, umask, want_site,
         worker::{WorkerSeat, serve_template, serve_worker},
     };
