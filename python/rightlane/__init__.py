@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rightlane._compare import compare as compare
     from rightlane._errors import BrokenExecutor as BrokenExecutor
     from rightlane._errors import DeserializationError as DeserializationError
+    from rightlane._errors import MemoryWarning as MemoryWarning
     from rightlane._errors import QueueFull as QueueFull
     from rightlane._errors import RemoteTraceback as RemoteTraceback
     from rightlane._errors import RightlaneError as RightlaneError
@@ -48,6 +49,7 @@ __all__ = [
     "Executor",
     "ExecutorView",
     "Future",
+    "MemoryWarning",
     "Pool",
     "QueueFull",
     "RemoteTraceback",
@@ -77,6 +79,7 @@ _HOME = {
     "ExecutorView": "_executor",
     "Future": "_future",
     "Pool": "_pool",
+    "MemoryWarning": "_errors",
     "QueueFull": "_errors",
     "RemoteTraceback": "_errors",
     "RightlaneError": "_errors",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BrokenExecutor",
     "DeserializationError",
+    "MemoryWarning",
     "QueueFull",
     "RemoteTraceback",
     "RightlaneError",
@@ -151,6 +152,21 @@ class SharedStateWarning(UserWarning):
     Issued once for each function and executor, for the line of the function's definition, in the thread that
     takes a result, makes a call or shuts the executor down. Under a filter that makes errors of warnings it
     is raised there; the result is kept for the next time that it is asked for.
+    """
+
+
+class MemoryWarning(RuntimeWarning):
+    """Memory is short: a large buffer travelled with its message, because shared memory has no room for it.
+
+    Everything works as before, slower: such buffers are copied several times. Shared memory is taken only
+    where the machine and every control group can give it and keep a margin of a sixteenth. Where tasks under
+    way still have some, `submit` and `map` wait for it, at most a second for each buffer, unless they must
+    not: in `try_submit`, in a callback, where an event loop runs, and in a task on a thread of the same
+    executor.
+
+    Issued once in each process, in the thread that next takes a result or makes a call, also for what a
+    worker had no room for. To make room: keep fewer results, bound what is pending by `max_pending`, send
+    less at a time, or give the process more memory.
     """
 
 

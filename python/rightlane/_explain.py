@@ -65,7 +65,14 @@ class Explanation:
         return _change(self._told, self.reason)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, as plain values: times in nanoseconds per call, sizes in bytes, shares from 0 to 1."""
+        """Everything, as plain values: times in nanoseconds per call, sizes in bytes, shares from 0 to 1.
+
+        "moved" is a dict of what went to and from worker processes for the function since the program began,
+        in all calls together: "argument_bytes" and "result_bytes", which were pickled or copied into shared
+        memory; "saved_bytes", of large buffers that lay there already; "copies", of large buffers and pickles
+        into shared memory; "seconds", which that took in the caller and in workers. Of what is smaller than
+        64 KiB the seconds follow from some calls that were timed.
+        """
         told = {
             **self._told,
             "lane": self.lane,
@@ -89,6 +96,7 @@ class Explanation:
     def _repr_html_(self) -> str:
         rows = [("why", _reason_in_words(self._told, self.reason)), ("what would change it", self.change)]
         rows += [(name, text) for name, text in _numbers(self._told) if text]
+        rows += _moved(self._told["moved"])
         cells = "".join(
             f"<tr><th style='text-align:left'>{html.escape(name)}</th><td style='text-align:left'>"
             f"{html.escape(text)}</td></tr>"
@@ -193,6 +201,18 @@ def _numbers(told: dict[str, Any]) -> list[tuple[str, str]]:
         ("arguments", f"{_size(told['argument_bytes'])}, pickled in {_time(told['pickle_ns'])}"),
         ("result", _size(told["result_bytes"])),
         ("threads", scales),
+    ]
+
+
+def _moved(moved: dict[str, Any]) -> list[tuple[str, str]]:
+    if not (moved["argument_bytes"] or moved["result_bytes"] or moved["saved_bytes"]):
+        return []
+    sizes = {name: _size(moved[f"{name}_bytes"]) for name in ("argument", "result", "saved")}
+    return [
+        ("moved in all", f"{sizes['argument']} of arguments, {sizes['result']} of results"),
+        ("not moved", f"{sizes['saved']} lay in shared memory already"),
+        ("copies of large buffers", str(moved["copies"])),
+        ("time for that", _time(moved["seconds"] * 1e9)),
     ]
 
 

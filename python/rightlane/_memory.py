@@ -255,3 +255,28 @@ def asarray(a: ArrayLike, dtype: DTypeLike | None = None) -> NDArray[Any]:
         return array
     made[...] = array
     return made
+
+
+def tell_short(size: int, left: int, in_worker: bool) -> None:
+    """Issue a `MemoryWarning`, for the line of the user's that is under way."""
+    import os
+    import sys
+    import warnings
+
+    from rightlane import _errors
+
+    here, frame = os.path.dirname(__file__) + os.sep, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+        frame = frame.f_back
+    whose = "in a worker for a result" if in_worker else "for an argument"
+    # Where there is enough, addresses are short.
+    why = f": {left / 2**20:.1f} MiB may be taken" if left < size else ""
+    warnings.warn_explicit(
+        f"memory is short: there is no room in shared memory {whose} of {size / 2**20:.1f} MiB{why}; "
+        "large buffers that find none travel with their messages from now on, which is slower; "
+        "keep fewer results, bound what is pending by max_pending, or give the process more memory",
+        _errors.MemoryWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        frame.f_globals.get("__name__"),
+    )

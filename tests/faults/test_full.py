@@ -203,3 +203,41 @@ def rmdir(group: Path) -> bool:
 def test_endless_arrays_in_little_memory(start: Start, small_group: str, lane: str, kind: str) -> None:
     """`map` over an endless generator of 8 MiB arrays runs in constant memory, in a group of 512 MiB."""
     assert "most" in start(ENDLESS, small_group, lane, kind).succeeds(120)
+
+
+SHORT = """
+    import os, sys, warnings
+    from pathlib import Path
+    group, gate = sys.argv[1:3]
+    if group:
+        Path(group, "cgroup.procs" if Path(group, "cgroup.procs").exists() else "tasks").write_text("0")
+    else:
+        os.environ["_RIGHTLANE_ARENA_BYTES"] = str(300 << 20)
+    import math
+    import numpy as np
+    import rightlane as rl, tasks
+
+    def held(values, i):
+        tasks.hold(gate, i)
+        return int(values[0]), int(values[-1])
+
+    told = []
+    warnings.showwarning = lambda message, category, *where: told.append((category, str(message)))
+    with rl.Executor(2, lane="process", max_pending=math.inf) as ex:
+        futures = []
+        while not told:
+            assert len(futures) < 64, "more than there is"
+            futures.append(ex.submit(held, np.full(1 << 20, len(futures)), len(futures)))
+        print("short after", len(futures), flush=True)
+        open(gate, "w").close()
+        assert [future.result() for future in futures] == [(i, i) for i in range(len(futures))]
+    [(category, message)] = told
+    assert category is rl.MemoryWarning and "for an argument of 8.0 MiB" in message
+    if group:
+        assert "MiB may be taken" in message, message
+"""
+
+
+def test_a_full_group_is_told_of_and_kills_nobody(start: Start, small_group: str, gate: Gate) -> None:
+    """rule 27: in a group of 512 MiB whatever finds no memory travels with its message."""
+    assert "short after" in start(SHORT, small_group, gate.path).succeeds(120)

@@ -9,16 +9,18 @@ use crate::definition::PyDefinition;
 use crate::ffi;
 use crate::sent;
 use crate::sent::Sweep;
+use crate::shortage::{self, Patient};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyString, PyTuple};
 use rightlane_runtime::arena::{LARGE_BYTES, Mine};
 use rightlane_runtime::borrowed::Borrowed;
 use rightlane_runtime::homes::Home;
-use rightlane_runtime::{Arena, Block, Fruit, Placement, Span};
+use rightlane_runtime::{Arena, Block, Fruit, Moved, Placement, Span};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 pub(crate) const NONE: u8 = b'N';
 const TRUE: u8 = b'T';
@@ -130,6 +132,8 @@ pub(crate) struct Part {
     pub(crate) placement: Placement,
     /// It was placed now, and not sent before.
     pub(crate) new: bool,
+    /// How long that took, or finding out that it lay there.
+    ns: u64,
 }
 
 impl Part {
@@ -139,8 +143,22 @@ impl Part {
             span,
             placement,
             new,
+            ns: 0,
         }
     }
+}
+
+/// What it took to place these.
+pub(crate) fn moved(parts: &[Part]) -> Moved {
+    let mut all = Moved::default();
+    for part in parts {
+        all.add(Moved {
+            saved_bytes: if part.new { 0 } else { part.placement.bytes },
+            copies: u64::from(part.new),
+            ns: part.ns,
+        });
+    }
+    all
 }
 
 impl<'py> Pickled<'py> {
@@ -152,15 +170,20 @@ impl<'py> Pickled<'py> {
 
     /// Places the pickle itself, if it is large and there is room. Returns the tag to write: of a pickle that follows,
     /// or of one that has been placed.
-    pub(crate) fn place(&mut self, placing: Option<&Placing>) -> u8 {
+    pub(crate) fn place(&mut self, placing: Option<&Placing>) -> PyResult<u8> {
         let (py, bytes) = (self.pickle.py(), self.pickle.as_bytes());
         if bytes.len() >= LARGE_BYTES
-            && let Some(span) = placing.and_then(|to| ffi::place(py, to.arena(), bytes))
+            && let Some(placing) = placing
+            && let Some(span) = placing.reserve(py, bytes.len())?
         {
-            self.parts.insert(0, Part::whole(Arc::new(span), true));
-            return PLACED_PICKLE;
+            let begun = Instant::now();
+            ffi::fill(py, &span, bytes);
+            let mut part = Part::whole(Arc::new(span), true);
+            part.ns = begun.elapsed().as_nanos() as u64;
+            self.parts.insert(0, part);
+            return Ok(PLACED_PICKLE);
         }
-        PICKLE
+        Ok(PICKLE)
     }
 }
 
@@ -169,8 +192,8 @@ pub(crate) fn write_argument(
     mut pickled: Pickled<'_>,
     placing: Option<&Placing>,
     block: &mut Block,
-) {
-    let tag = pickled.place(placing);
+) -> PyResult<()> {
+    let tag = pickled.place(placing)?;
     let bytes = match tag {
         PICKLE => pickled.pickle.as_bytes(),
         _ => &[],
@@ -181,6 +204,9 @@ pub(crate) fn write_argument(
         .flat_map(|part| part.placement.to_bytes())
         .collect();
     let count = pickled.parts.len() as u32;
+    if count > 0 {
+        block.note_moved(moved(&pickled.parts));
+    }
     block.place(pickled.parts.into_iter().map(|part| (part.span, part.new)));
     block.push(|row| {
         if count > 0 {
@@ -191,6 +217,7 @@ pub(crate) fn write_argument(
         row.push(tag);
         row.extend_from_slice(bytes);
     });
+    Ok(())
 }
 
 /// Reads an argument.
@@ -323,43 +350,68 @@ pub(crate) enum Placing {
     /// Results: each has its own place, because its reader may write there. Homes that were lent are noted.
     Results(Arc<Arena>, LentHomes),
     /// Arguments, read in this sweep of a map's input, or in none.
-    Arguments(Mine, Option<Arc<Sweep>>),
+    Arguments(Mine, Option<Arc<Sweep>>, Option<Patient>),
 }
 
 impl Placing {
     /// Of arguments, if there is an arena.
-    pub(crate) fn arguments(sweep: Option<Arc<Sweep>>) -> Option<Placing> {
-        Some(Placing::Arguments(rightlane_runtime::arena::mine()?, sweep))
+    pub(crate) fn arguments(
+        sweep: Option<Arc<Sweep>>,
+        patient: Option<Patient>,
+    ) -> Option<Placing> {
+        let arena = rightlane_runtime::arena::mine()?;
+        Some(Placing::Arguments(arena, sweep, patient))
     }
 
-    pub(crate) fn arena(&self) -> &Arc<Arena> {
+    /// Room for so much, as soon as there is some, or None.
+    fn reserve(&self, py: Python<'_>, bytes: usize) -> PyResult<Option<Span>> {
         match self {
-            Placing::Results(arena, _) => arena,
-            Placing::Arguments(arena, _) => arena,
+            Placing::Results(arena, _) => {
+                let span = arena.reserve(bytes);
+                if span.is_none() {
+                    shortage::note_result(bytes);
+                }
+                Ok(span)
+            }
+            Placing::Arguments(arena, sweep, patient) => {
+                let span = arena.reserve(bytes);
+                if span.is_some() {
+                    return Ok(span);
+                }
+                // Others run meanwhile, and may change what was sent.
+                if let Some(sweep) = sweep {
+                    sweep.forget();
+                }
+                shortage::reserve(py, arena, bytes, patient.as_ref())
+            }
         }
     }
 
     /// The buffer behind a `PickleBuffer` in shared memory, if it is large and there is room.
-    fn place(&self, buffer: &Bound<'_, PyAny>) -> Option<Part> {
-        let py = buffer.py();
-        let raw = ffi::RawBuffer::of(buffer)?;
-        let (address, bytes) = (raw.address(), raw.bytes());
-        if bytes < LARGE_BYTES {
-            return None;
+    fn place(&self, buffer: &Bound<'_, PyAny>) -> PyResult<Option<Part>> {
+        let Some(raw) = ffi::RawBuffer::of(buffer).filter(|raw| raw.bytes() >= LARGE_BYTES) else {
+            return Ok(None);
+        };
+        let begun = Instant::now();
+        let mut part = self.place_large(buffer.py(), &raw)?;
+        if let Some(part) = &mut part {
+            part.ns = begun.elapsed().as_nanos() as u64;
         }
+        Ok(part)
+    }
+
+    fn place_large(&self, py: Python<'_>, raw: &ffi::RawBuffer<'_>) -> PyResult<Option<Part>> {
+        let (address, bytes) = (raw.address(), raw.bytes());
         let home = Home::of(address, bytes);
         match self {
-            Placing::Arguments(arena, sweep) => {
+            Placing::Arguments(arena, sweep, _) => {
                 let lent = home.and_then(|home| home.lend(arena, address, bytes));
                 if let Some((span, placement)) = lent {
-                    let new = false;
-                    return Some(Part {
-                        span,
-                        placement,
-                        new,
-                    });
+                    let part = Part::whole(span, false);
+                    return Ok(Some(Part { placement, ..part }));
                 }
-                sent::place(py, &raw, arena, sweep.as_deref())
+                let reserve = || self.reserve(py, bytes);
+                sent::place(py, raw, arena, sweep.as_deref(), reserve)
             }
             Placing::Results(arena, lent_homes) => {
                 // Its reader frees all of it, and writes there: half a home is copied, and so is one the second time.
@@ -373,11 +425,13 @@ impl Placing {
                     && let Some((span, _)) = home.lend(arena, address, bytes)
                 {
                     lent_homes.borrow_mut().push(Arc::downgrade(&home));
-                    return Some(Part::whole(span, false));
+                    return Ok(Some(Part::whole(span, false)));
                 }
-                let span = arena.reserve(bytes)?;
+                let Some(span) = self.reserve(py, bytes)? else {
+                    return Ok(None);
+                };
                 raw.copy(py, &span);
-                Some(Part::whole(Arc::new(span), true))
+                Ok(Some(Part::whole(Arc::new(span), true)))
             }
         }
     }
@@ -390,19 +444,22 @@ thread_local! {
 
 /// The pickler's `buffer_callback`. False: the buffer has been placed beside the pickle.
 #[pyfunction]
-pub(crate) fn place_buffer(buffer: &Bound<'_, PyAny>) -> bool {
+pub(crate) fn place_buffer(buffer: &Bound<'_, PyAny>) -> PyResult<bool> {
     let placing =
         PLACING.with_borrow(|placing| placing.as_ref().map(|(placing, _)| placing.clone()));
-    let Some(part) = placing.and_then(|placing| placing.place(buffer)) else {
-        return true;
+    let Some(placing) = placing else {
+        return Ok(true);
     };
-    PLACING.with_borrow_mut(|placing| match placing {
+    let Some(part) = placing.place(buffer)? else {
+        return Ok(true);
+    };
+    Ok(PLACING.with_borrow_mut(|placing| match placing {
         Some((_, parts)) => {
             parts.push(part);
             false
         }
         None => true,
-    })
+    }))
 }
 
 thread_local! {
@@ -419,12 +476,15 @@ pub(crate) fn keep_in_band(keep: bool) -> bool {
 /// Places a buffer of a function, or of what stands beside one, and returns the definition that names it; None if it is
 /// to stay in its pickle.
 #[pyfunction]
-pub(crate) fn define_buffer(buffer: &Bound<'_, PyAny>) -> Option<PyDefinition> {
+pub(crate) fn define_buffer(buffer: &Bound<'_, PyAny>) -> PyResult<Option<PyDefinition>> {
     if IN_BAND.get() {
-        return None;
+        return Ok(None);
     }
-    let part = Placing::arguments(None)?.place(buffer)?;
-    Some(PyDefinition::of(sent::definition(&part)))
+    let Some(placing) = Placing::arguments(None, None) else {
+        return Ok(None);
+    };
+    let part = placing.place(buffer)?;
+    Ok(part.map(|part| PyDefinition::of(sent::definition(&part))))
 }
 
 /// Memory of this size whose contents can be sent without a copy, writable; None where there is none to be had.

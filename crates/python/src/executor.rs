@@ -7,10 +7,12 @@ use crate::ffi;
 use crate::future::{Origin, Slot, Stream, function_name, new_future};
 use crate::guard::{self, Guarding};
 use crate::map::{Feed, MapResults, MapState, Source};
+use crate::moved::{Account, Load};
 use crate::pool::{PoolMap, Shape};
 use crate::profile::{self, Here, House, Profile, are_constant};
 use crate::raw::serialization_error;
 use crate::sent::Sweep;
+use crate::shortage::{self, Patient};
 use crate::{handover, known, remembered};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -18,8 +20,9 @@ use pyo3::types::{PyBytes, PyDict, PyString, PyTuple, PyType};
 use rightlane_runtime::lane::{Ground, Measured, Place};
 use rightlane_runtime::sys::futex::{self, Scope, Waited};
 use rightlane_runtime::{
-    Amount, Attended, Block, Breakage, CallId, End, Engine, Initializer, Limits, Loss, MaxPending,
-    Patience, Plan, Refused, Room, Run, Single, SubmitError, ThreadDone, ThreadNext, ThreadPiece,
+    Amount, Arena, Attended, Block, Breakage, CallId, End, Engine, Initializer, Limits, Loss,
+    MaxPending, Patience, Plan, Refused, Room, Run, Single, Span, SubmitError, ThreadDone,
+    ThreadNext, ThreadPiece,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -115,6 +118,16 @@ pub(crate) enum Ticket {
     Map(Arc<MapState>),
     /// One item of a map that went its own way.
     MapItem(Arc<MapState>, u64),
+}
+
+impl Ticket {
+    /// Where it is noted what moving takes.
+    fn account(&self) -> Option<&Account> {
+        match self {
+            Ticket::Stream(stream) => Some(&stream.origin.profile.as_ref()?.moved),
+            Ticket::Map(map) | Ticket::MapItem(map, _) => map.account(),
+        }
+    }
 }
 
 /// What a lane thread runs.
@@ -277,6 +290,11 @@ impl rightlane_runtime::Client for Client {
     type Local = Local;
 
     fn settle(&self, ticket: &Ticket, item: u64, end: End<'_>) {
+        if let End::Answer { bytes, .. } = &end
+            && let Some(account) = ticket.account()
+        {
+            account.answered(bytes);
+        }
         match ticket {
             Ticket::Stream(stream) => stream.settle(item, end),
             Ticket::Map(map) => map.settle_remote(item, end),
@@ -306,6 +324,9 @@ impl rightlane_runtime::Client for Client {
     }
 
     fn settle_run(&self, ticket: &Ticket, first: u64, run: &Run) {
+        if let Some(account) = ticket.account() {
+            account.answered_run(run);
+        }
         match ticket {
             Ticket::Map(map) => map.settle_run(first, run),
             Ticket::Stream(stream) => stream.settle_run(first, run),
@@ -317,6 +338,10 @@ impl rightlane_runtime::Client for Client {
     }
 
     fn notice(&self, bytes: &[u8]) {
+        if let Some(bytes) = bytes.strip_prefix(b"short\0") {
+            shortage::note_worker(bytes);
+            return;
+        }
         if bytes == b"site" {
             rightlane_runtime::want_site();
             return;
@@ -498,6 +523,56 @@ impl Executor {
             }
         }
         Ok(Room::Needed)
+    }
+
+    /// There is no memory for a large buffer of an argument: waits a while for that of tasks that end, if there are any and
+    /// `when` allows it.
+    pub(crate) fn wait_for_memory(
+        &self,
+        py: Python<'_>,
+        arena: &Arc<Arena>,
+        bytes: usize,
+        when: WhenFull,
+    ) -> PyResult<Option<Span>> {
+        let may = match when {
+            WhenFull::Refuse => false,
+            WhenFull::Ask => self.why_not_wait(py)?.is_none(),
+            WhenFull::Wait => true,
+        };
+        if !may {
+            return Ok(None);
+        }
+        let engine = &self.engine;
+        let deadline = Instant::now() + shortage::MOST_WAIT;
+        let mut patience = Patience::default();
+        loop {
+            // In this order: what is free again from here on changes the word.
+            let seen = arena.vacancies().load(Ordering::SeqCst);
+            let span = arena.reserve(bytes);
+            let in_vain = || !shortage::may_end(arena, seen, engine.pending()) || self.refuses();
+            if span.is_some() || in_vain() {
+                return Ok(span);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                shortage::waited_in_vain(seen);
+                return Ok(None);
+            }
+            let changed = || arena.vacancies().load(Ordering::SeqCst) != seen;
+            match py.detach(|| engine.attend(Some(deadline), &mut patience, changed)) {
+                Attended::Ready | Attended::TimedOut => {}
+                Attended::Interrupted => py.check_signals()?,
+                Attended::Taken => {
+                    let watch = engine.watch();
+                    let nap = crate::future::until_signals(Some(left));
+                    let waited = py.detach(|| arena.wait_for_vacancy(seen, nap));
+                    engine.unwatch(watch);
+                    if waited != Waited::Woken {
+                        py.check_signals()?;
+                    }
+                }
+            }
+        }
     }
 
     /// Why the caller must not wait for room, if it mustn't.
@@ -733,7 +808,7 @@ impl Executor {
         slot: &Arc<Slot>,
         function: &Bound<'_, PyAny>,
         definition: &Bound<'_, PyDefinition>,
-        profile: &Profile,
+        profile: &Arc<Profile>,
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
         when: WhenFull,
@@ -743,9 +818,14 @@ impl Executor {
         // Taken out of its cell while it is filled: pickling may run code that submits.
         let mut item = SCRATCH.take();
         let timed = profile.times_pickles().then(Instant::now);
-        let shape = write_call(args, kwargs, Where::Arena(None), &mut item);
+        let buffers = Where::Arena {
+            sweep: None,
+            patient: Some((self, when)),
+        };
+        let shape = write_call(args, kwargs, buffers, &mut item);
+        let load = Load::of(&item);
         if let (Some(begun), Ok(_)) = (timed, &shape) {
-            profile.pickled(begun, item.amount().bytes);
+            profile.pickled(begun, item.amount().bytes, item.moved().is_some());
         }
         let submitted = shape.and_then(|shape| {
             self.refresh_world(py)?;
@@ -762,6 +842,7 @@ impl Executor {
                         name: name.clone(),
                         local: None,
                         definition: definition.get().inner.id(),
+                        profile: Some(profile.clone()),
                     }))
                 };
                 self.engine.submit_single(single, room, open, |ticket, at| {
@@ -771,6 +852,9 @@ impl Executor {
                 })
             }))
         });
+        if let Ok(Ok(())) = &submitted {
+            profile.moved.sent(&load);
+        }
         item.clear();
         SCRATCH.set(item);
         Executor::attend_door(py);
@@ -797,6 +881,7 @@ impl Executor {
                     name: "a task".into(),
                     local: Some(local.clone()),
                     definition: 0,
+                    profile: None,
                 };
                 (Ticket::Stream(Stream::new(origin)), local)
             };
@@ -1050,7 +1135,11 @@ pub(crate) fn record<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, P
 /// Where the large buffers of an item go.
 pub(crate) enum Where<'a> {
     /// Into shared memory; of a map's item, in this sweep of its input.
-    Arena(Option<&'a Arc<Sweep>>),
+    Arena {
+        sweep: Option<&'a Arc<Sweep>>,
+        /// Who may wait where memory is short.
+        patient: Option<(&'a Arc<Executor>, WhenFull)>,
+    },
     /// They stay where they are.
     Pickle,
 }
@@ -1067,9 +1156,13 @@ pub(crate) fn write_item(
     }
     let py = value.py();
     let placing = match buffers {
-        Where::Arena(sweep) => {
+        Where::Arena { sweep, patient } => {
             let swept = sweep.filter(|sweep| sweep.turn_to(value));
-            codec::Placing::arguments(swept.cloned())
+            let patient = patient.map(|(executor, when)| Patient {
+                executor: executor.clone(),
+                when,
+            });
+            codec::Placing::arguments(swept.cloned(), patient)
         }
         Where::Pickle => None,
     };
@@ -1087,6 +1180,8 @@ pub(crate) fn write_item(
             Some(pickled)
         }
         Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => return Err(error),
+        // A signal handler raised it.
+        Err(error) if shortage::take_interrupted() => return Err(error),
         _ => None,
     };
     let pickled = match plain {
@@ -1101,8 +1196,7 @@ pub(crate) fn write_item(
             codec::Pickled::plain(pickle)
         }
     };
-    codec::write_argument(pickled, placing, block);
-    Ok(())
+    codec::write_argument(pickled, placing, block)
 }
 
 thread_local! {

@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMemoryView, PyString, PyTuple, PyType};
 use rightlane_runtime::borrowed::View;
 use rightlane_runtime::homes::Home;
-use rightlane_runtime::{Arena, Fruit, Span};
+use rightlane_runtime::{Fruit, Span};
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -210,12 +210,11 @@ pub(crate) fn next<'py>(iterator: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'
 /// Copies of this size are made without the interpreter's lock.
 const LONG_COPY_BYTES: usize = 1024 * 1024;
 
-/// Copies bytes into the arena, if there is room.
-pub(crate) fn place(py: Python<'_>, arena: &Arc<Arena>, bytes: &[u8]) -> Option<Span> {
-    let span = arena.reserve(bytes.len())?;
+/// Copies bytes into a span of their length.
+pub(crate) fn fill(py: Python<'_>, span: &Span, bytes: &[u8]) {
+    assert_eq!(bytes.len(), span.bytes());
     // SAFETY: the bytes stay as they are while they are borrowed, and the span is as long.
-    unsafe { copy(py, bytes.as_ptr(), &span) };
-    Some(span)
+    unsafe { copy(py, bytes.as_ptr(), span) };
 }
 
 /// How much memory lies behind an array or another buffer, or behind those that a tuple holds; 0 for other objects.

@@ -22,6 +22,7 @@ use crate::executor::{Executor, Local, lock};
 use crate::ffi;
 use crate::guard;
 use crate::handover;
+use crate::profile::Profile;
 use crate::raw::{Raw, cancelled_error, flavor};
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
@@ -52,6 +53,8 @@ pub(crate) struct Origin {
     pub(crate) local: Option<Arc<Local>>,
     /// The number of what workers call, if they do.
     pub(crate) definition: u64,
+    /// Where it is noted what moving takes.
+    pub(crate) profile: Option<Arc<Profile>>,
 }
 
 impl Origin {
@@ -569,10 +572,17 @@ impl Slot {
             };
             drop(inner);
             let name = self.name();
+            let begun = raw.is_large().then(Instant::now);
             let opened = raw.open(py, &name, |breakage| match self.origin() {
                 Some(origin) => origin.executor.breakage_error(py, breakage),
                 None => crate::raw::bug("a broken future without an executor"),
             });
+            if let Some(begun) = begun
+                && let Some(origin) = self.origin()
+                && let Some(profile) = &origin.profile
+            {
+                profile.moved.opened(begun);
+            }
             let (Ok(object) | Err(object)) = &opened;
             if ffi::may_have_cycles(object.bind(py)) {
                 ffi::track(future.as_any());

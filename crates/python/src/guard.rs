@@ -7,7 +7,7 @@
 
 use crate::cached::Cached;
 use crate::executor::{Lane, lock, shape};
-use crate::ffi;
+use crate::{ffi, shortage};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::collections::{BTreeMap, HashSet};
@@ -68,8 +68,14 @@ impl Guarding {
     }
 }
 
-/// One warning that is due: name, verdict, module, line and file of the function.
-type Warning = [String; 5];
+/// One warning that is due.
+#[derive(Debug)]
+pub(crate) enum Warning {
+    /// Name, verdict, module, line and file of a function that changes shared state.
+    Changes([String; 5]),
+    /// There was no memory for a buffer of so many bytes, the system had so many left, and whether that was in a worker.
+    Short(u64, u64, bool),
+}
 
 /// Verdicts by function, as `rightlane._guard` names them.
 static VERDICTS: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
@@ -109,11 +115,16 @@ impl Told {
         settle(&key, verdict);
         let warns = changes && self.guarding != Guarding::Error;
         if warns && lock(&self.functions).insert(key) {
-            let mut due = lock(&DUE);
-            due.push(warning);
-            ANY_DUE.store(true, Ordering::Release);
+            add_due(Warning::Changes(warning));
         }
     }
+}
+
+/// The next thread of the user's that comes along issues this.
+pub(crate) fn add_due(warning: Warning) {
+    let mut due = lock(&DUE);
+    due.push(warning);
+    ANY_DUE.store(true, Ordering::Release);
 }
 
 fn is_change(verdict: &str) -> bool {
@@ -190,11 +201,15 @@ fn tell_all(py: Python<'_>) -> PyResult<()> {
         std::mem::take(&mut *due)
     };
     let mut told = Ok(());
-    for [name, verdict, module, line, file] in due {
-        let one = TELL
-            .get(py)
-            .and_then(|tell| ffi::call1(tell, (name, verdict, module, line, file)));
-        told = told.and(one.map(drop));
+    for warning in due {
+        let one = match warning {
+            Warning::Changes([name, verdict, module, line, file]) => TELL
+                .get(py)
+                .and_then(|tell| ffi::call1(tell, (name, verdict, module, line, file)))
+                .map(drop),
+            Warning::Short(bytes, left, in_worker) => shortage::tell(py, bytes, left, in_worker),
+        };
+        told = told.and(one);
     }
     told
 }
@@ -203,4 +218,5 @@ fn tell_all(py: Python<'_>) -> PyResult<()> {
 pub(crate) fn forked_child() {
     ANY_DUE.store(false, Ordering::Relaxed);
     lock(&DUE).clear();
+    shortage::forked_child();
 }

@@ -28,11 +28,13 @@ mod handover;
 mod kept;
 mod known;
 mod map;
+mod moved;
 mod pool;
 mod profile;
 mod raw;
 mod remembered;
 mod sent;
+mod shortage;
 mod worker;
 
 use pyo3::prelude::*;

@@ -23,6 +23,7 @@ use crate::ffi;
 use crate::future::{Slot, deadline_after, function_name};
 use crate::guard;
 use crate::kept::{Entry, Kept, Part};
+use crate::moved::{Account, Load};
 use crate::profile::{self, Here, Profile, is_constant};
 use crate::raw::{Raw, cancelled_error};
 use crate::sent::Sweep;
@@ -40,7 +41,7 @@ use rightlane_runtime::{
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How far an input of unknown length is read ahead of the iteration (rule 1).
@@ -72,8 +73,9 @@ pub(crate) struct MapState {
     room_bytes: AtomicU64,
     /// Items that were taken together with others, and not yielded yet.
     in_hand: AtomicUsize,
-    /// The number of what workers call, if they do.
+    /// The number of what workers call, if they do, and where it is noted what moving takes.
     definition: AtomicU64,
+    profile: OnceLock<Arc<Profile>>,
     function: Py<PyAny>,
 }
 
@@ -89,6 +91,7 @@ impl MapState {
             room_bytes: AtomicU64::new(0),
             in_hand: AtomicUsize::new(0),
             definition: AtomicU64::new(0),
+            profile: OnceLock::new(),
             function,
         }
     }
@@ -99,6 +102,24 @@ impl MapState {
 
     pub(crate) fn definition(&self) -> u64 {
         self.definition.load(Ordering::Relaxed)
+    }
+
+    fn set_definition(&self, id: u64) {
+        self.definition.store(id, Ordering::Relaxed);
+        if let Some(profile) = profile::by_definition(id) {
+            let _ = self.profile.set(profile);
+        }
+    }
+
+    /// Where it is noted what moving takes.
+    pub(crate) fn account(&self) -> Option<&Account> {
+        self.profile.get().map(|profile| &profile.moved)
+    }
+
+    fn sent(&self, load: &Load) {
+        if let Some(account) = self.account() {
+            account.sent(load);
+        }
     }
 
     /// The engine reports the end of an item that went the way of most; it counts those only.
@@ -928,7 +949,12 @@ impl Source {
                 ..
             } => {
                 let before = block.amount().bytes;
-                match write_timed(item, Where::Arena(self.sweep.as_ref()), block, timed) {
+                let buffers = Where::Arena {
+                    sweep: self.sweep.as_ref(),
+                    // Arguments are free again whether or not anybody takes the results.
+                    patient: Some((&feed.executor, when.unwrap_or(WhenFull::Ask))),
+                };
+                match write_timed(item, buffers, block, timed) {
                     Ok(()) => {
                         self.unadded += 1;
                         self.bytes += block.amount().bytes - before;
@@ -995,9 +1021,14 @@ impl Source {
         let (executor, state) = (&feed.executor, &feed.state);
         let ticket = Ticket::MapItem(state.clone(), at);
         let mut block = Block::new();
-        let submitted = match write_item(item, "item", Where::Arena(None), &mut block) {
+        let buffers = Where::Arena {
+            sweep: None,
+            patient: Some((executor, WhenFull::Ask)),
+        };
+        let submitted = match write_item(item, "item", buffers, &mut block) {
             Ok(()) => {
-                state.definition.store(definition.id(), Ordering::Relaxed);
+                state.set_definition(definition.id());
+                state.sent(&Load::of(&block));
                 executor.refresh_world(py)?;
                 let remote = Remote {
                     function: definition,
@@ -1074,9 +1105,11 @@ impl Source {
                 ..
             } => {
                 let items = std::mem::take(block);
+                let load = Load::of(&items);
                 let count = items.len() as u64;
                 match *call {
                     Some(call) => {
+                        feed.state.sent(&load);
                         if !feed.executor.engine.extend_remote(call, items) {
                             // Cancelled or broken meanwhile, and forgotten.
                             feed.refused(count);
@@ -1090,8 +1123,8 @@ impl Source {
                             shape: shape | feed.executor.guarding.flags(),
                             items,
                         };
-                        let id = definition.id();
-                        feed.state.definition.store(id, Ordering::Relaxed);
+                        feed.state.set_definition(definition.id());
+                        feed.state.sent(&load);
                         let ticket = Ticket::Map(feed.state.clone());
                         let submitted = feed.executor.submit_remote(py, remote, ticket, plan);
                         let made = submitted.inspect_err(|_| feed.cancel_last(count))?;
@@ -1179,9 +1212,10 @@ fn write_timed(
     let Some(profile) = timed else {
         return write_item(item, "item", buffers, block);
     };
-    let (begun, before) = (Instant::now(), block.amount().bytes);
+    let (begun, before, moved) = (Instant::now(), block.amount().bytes, block.moved());
     let written = write_item(item, "item", buffers, block);
-    profile.pickled(begun, block.amount().bytes - before);
+    let placed = block.moved() != moved;
+    profile.pickled(begun, block.amount().bytes - before, placed);
     if !profile.times_pickles() {
         *timed = None;
     }
@@ -1755,7 +1789,12 @@ impl Feed {
             Entry::Raw(Raw::Cancelled) => return Err(cancelled_error(py)),
             Entry::Raw(raw) => {
                 let why = |why| self.executor.breakage_error(py, why);
-                match raw.open(py, &self.state.name(py), why) {
+                let begun = raw.is_large().then(Instant::now);
+                let opened = raw.open(py, &self.state.name(py), why);
+                if let (Some(begun), Some(account)) = (begun, self.state.account()) {
+                    account.opened(begun);
+                }
+                match opened {
                     Ok(value) => return Ok(value),
                     Err(exception) => exception,
                 }

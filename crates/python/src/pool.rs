@@ -251,6 +251,7 @@ impl PoolMap {
             name: self.feed.state.name(py).into(),
             local: None,
             definition: 0,
+            profile: None,
         };
         // No item has this number: the future is not one item's.
         slot.set_origin(Arc::new(origin), u64::MAX);

@@ -10,6 +10,7 @@ use crate::executor::{lock, without_partials};
 use crate::ffi;
 use crate::future::function_name;
 use crate::guard;
+use crate::moved::Account;
 use crate::remembered;
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
@@ -108,6 +109,8 @@ struct State {
     written: u64,
     /// The book does not say what it should of it.
     outdated: bool,
+    /// What pickling the arguments of a call takes that have no large buffers.
+    small_pickle_ns: Option<f64>,
 }
 
 /// See the module.
@@ -123,6 +126,8 @@ pub(crate) struct Profile {
     in_threads: AtomicU32,
     /// Whether earlier runs were asked about it.
     recalled: AtomicBool,
+    /// What was moved for it.
+    pub(crate) moved: Account,
 }
 
 /// Module and name of a function, and the hash of its code: a function that is made anew with the same code is the
@@ -268,7 +273,7 @@ pub(crate) fn died(id: u64) {
     }
 }
 
-fn by_definition(id: u64) -> Option<Arc<Profile>> {
+pub(crate) fn by_definition(id: u64) -> Option<Arc<Profile>> {
     lock(&BY_DEFINITION).as_ref()?.get(&id)?.upgrade()
 }
 
@@ -338,10 +343,16 @@ impl Profile {
         self.pickles.load(Ordering::Relaxed) < TIMED_PICKLES
     }
 
-    /// Pickling the arguments of a call, which are so large, was begun then and is done.
-    pub(crate) fn pickled(&self, begun: Instant, bytes: u64) {
+    /// Pickling the arguments of a call, which are so large, was begun then and is done. `placed`: large buffers among
+    /// them were placed.
+    pub(crate) fn pickled(&self, begun: Instant, bytes: u64, placed: bool) {
         let ns = begun.elapsed().as_nanos() as f64;
-        let known = &mut lock(&self.state).known;
+        let state = &mut *lock(&self.state);
+        if !placed {
+            let mean = state.small_pickle_ns.get_or_insert(ns);
+            *mean += (ns.min(*mean * 2.0 + 1_000.0) - *mean) * 0.25;
+        }
+        let known = &mut state.known;
         // The first one pays for imports. Of others, one that took long by itself lost its core as a rule.
         let earlier = self.pickles.fetch_add(1, Ordering::Relaxed);
         let (ns, weight) = match earlier {
@@ -368,7 +379,7 @@ impl Profile {
             return true;
         }
         let state = lock(&self.state);
-        let all = state.in_workers();
+        let all = state.measured_here();
         let each_ns = all.wall_ns.checked_div(all.done);
         all.done >= TINY_CALLS || each_ns.is_some_and(|ns| ns >= NEVER_TINY_NS)
     }
@@ -778,6 +789,8 @@ pub(crate) fn explain<'py>(
     told.set_item("capped", house.ground.capped)?;
     told.set_item("cores", house.ground.cores)?;
     let Some(profile) = find_or_recall(function, house)? else {
+        let nothing = Account::default().to_dict(py, 0.0, &Measured::default())?;
+        told.set_item("moved", nothing)?;
         told.set_item("reason", "not_seen")?;
         return Ok(told);
     };
@@ -799,7 +812,10 @@ pub(crate) fn explain<'py>(
         state.drifted,
     );
     let last = state.last;
+    let pickle_ns = state.small_pickle_ns.unwrap_or(0.0);
     drop(state);
+    let moved = profile.moved.to_dict(py, pickle_ns, &in_workers)?;
+    told.set_item("moved", moved)?;
     let reason = match choice.reason {
         Reason::NotSeen => "not_seen",
         Reason::Waits => "waits",

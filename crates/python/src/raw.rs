@@ -4,6 +4,7 @@ use crate::codec;
 use crate::ffi;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError};
 use pyo3::prelude::*;
+use rightlane_runtime::arena::LARGE_BYTES;
 use rightlane_runtime::{AnswerBytes, Breakage, End, Exit, Fruit, Loss};
 use std::sync::Arc;
 
@@ -124,6 +125,14 @@ impl Raw {
         match self {
             Raw::Long { bytes, .. } => &bytes.fruits,
             _ => &[],
+        }
+    }
+
+    /// Whether reading it may take long for its size.
+    pub(crate) fn is_large(&self) -> bool {
+        match self {
+            Raw::Long { bytes, .. } => !bytes.fruits.is_empty() || bytes.bytes.len() >= LARGE_BYTES,
+            _ => false,
         }
     }
 

@@ -204,10 +204,11 @@ pub(crate) fn place(
     buffer: &RawBuffer<'_>,
     arena: &Arc<Arena>,
     sweep: Option<&Sweep>,
-) -> Option<Part> {
+    reserve: impl FnOnce() -> PyResult<Option<Span>>,
+) -> PyResult<Option<Part>> {
     let (address, bytes) = (buffer.address(), buffer.bytes());
     if let Some(span) = sweep.and_then(|sweep| sweep.find(address, bytes)) {
-        return Some(Part::whole(span, false));
+        return Ok(Some(Part::whole(span, false)));
     }
     let known = lock(&SENT)
         .iter()
@@ -219,7 +220,10 @@ pub(crate) fn place(
     let span = match known {
         Some(span) => span,
         None => {
-            let span = Arc::new(arena.reserve(bytes)?);
+            let Some(span) = reserve()? else {
+                return Ok(None);
+            };
+            let span = Arc::new(span);
             buffer.copy(py, &span);
             remember(address, bytes, &span);
             span
@@ -228,7 +232,7 @@ pub(crate) fn place(
     if let Some(sweep) = sweep {
         sweep.remember(py, address, bytes, &span);
     }
-    Some(Part::whole(span, new))
+    Ok(Some(Part::whole(span, new)))
 }
 
 fn remember(address: usize, bytes: usize, span: &Arc<Span>) {

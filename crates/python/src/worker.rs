@@ -7,6 +7,7 @@ use crate::codec;
 use crate::executor::{call_item, shape};
 use crate::map::Numbers;
 use crate::raw::{describe, flavor};
+use crate::shortage;
 use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -697,15 +698,19 @@ impl<'py> Worker<'py> {
                 codec::Pickled::plain(pickle.cast_into::<PyBytes>()?)
             }
         };
-        let tag = pickled.place(placing.as_ref());
+        let tag = pickled.place(placing.as_ref())?;
+        if let Some(notice) = shortage::take_notice() {
+            let _ = self.desk.notice(&notice);
+        }
         let codec::Pickled { pickle, parts } = pickled;
         if !parts.is_empty() {
             self.tally.result_bytes += parts
                 .iter()
                 .map(|part| part.span.bytes() as u64)
                 .sum::<u64>();
+            let moved = codec::moved(&parts);
             let spans = parts.into_iter().map(|part| part.span);
-            self.desk.place(spans, &mut self.answer);
+            self.desk.place(spans, moved, &mut self.answer);
             self.placed = true;
         }
         self.answer.push(tag);

@@ -14,18 +14,20 @@
 //! forked children see as well: in one that had any at a fork nothing is placed any more, so what lies there stays.
 //!
 //! What is asked for beyond the pages that are there is checked against what the machine and every control group
-//! can still give: a page that cannot be had kills instead of failing (rule 27). The answer is then "no", and the
-//! buffer travels as any other bytes.
+//! can still give: a page that cannot be had kills instead of failing (rule 27). The answer is then "no", and whoever
+//! asked may wait until something is free again ([`Arena::vacancies`]), or has the buffer travel as any other bytes.
 
 use crate::budget::MemoryBudget;
+use crate::sys::futex::{self, Scope, Waited};
 use crate::sys::memory::{Mapping, page_bytes};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Buffers below this travel with the message: at this size both ways cost the same (`docs/design/arena.md`).
 pub const LARGE_BYTES: usize = 64 * 1024;
@@ -41,6 +43,9 @@ const MOST_IDLE_SHARE: u64 = 16;
 
 /// So many new pages are taken between two looks at what the system has left.
 const UNCHECKED_BYTES: u64 = 1024 * 1024;
+
+/// For tests: no arena takes more memory than this variable of the environment says.
+const MOST_BYTES: &str = "_RIGHTLANE_ARENA_BYTES";
 
 /// Where a buffer lies in its writer's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +169,11 @@ pub struct Arena {
     of_results: bool,
     /// Which part of the memory that is free its idle regions may keep.
     idle_share: u64,
+    /// For tests: how much it may have, whatever the system can give.
+    most_bytes: Option<u64>,
+    /// Changes when something is free again; and how many wait for that.
+    vacancies: AtomicU32,
+    waiting: AtomicU32,
     inner: Mutex<Inner>,
 }
 
@@ -246,6 +256,11 @@ impl Arena {
             owner: std::process::id(),
             of_results,
             idle_share,
+            most_bytes: std::env::var(MOST_BYTES)
+                .ok()
+                .and_then(|most| most.parse().ok()),
+            vacancies: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
             inner: Mutex::default(),
         })
     }
@@ -284,7 +299,9 @@ impl Arena {
         };
         let touched = inner.regions[index].touched;
         let new_bytes = (at + len).saturating_sub(touched.max(at)) as u64;
-        if !inner.may_take(new_bytes) {
+        let may = self.may_take(&mut inner, new_bytes)
+            || self.empty_all_idle(&mut inner, index) && self.may_take(&mut inner, new_bytes);
+        if !may {
             return None;
         }
         let region = &mut inner.regions[index];
@@ -342,6 +359,10 @@ impl Arena {
             .binary_search_by_key(&placement.region_at, |region| region.at);
         let Ok(index) = found else { return };
         inner.regions[index].give_back(placement.at as usize, len);
+        self.vacancies.fetch_add(1, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            futex::wake(&self.vacancies, u32::MAX, Scope::Private);
+        }
         if inner.regions[index].used_bytes > 0 {
             return;
         }
@@ -362,10 +383,49 @@ impl Arena {
 
     /// Gives the pages of all regions of which nothing is in use back to the system.
     fn empty_idle(&self) {
-        let mut inner = self.lock();
-        for region in inner.regions.iter_mut().filter(|r| r.used_bytes == 0) {
-            self.empty(region);
+        self.empty_all_idle(&mut self.lock(), usize::MAX);
+    }
+
+    /// The same, of all but this one. Whether there were any.
+    fn empty_all_idle(&self, inner: &mut Inner, but: usize) -> bool {
+        let mut any = false;
+        for (index, region) in inner.regions.iter_mut().enumerate() {
+            if index != but && region.used_bytes == 0 && region.touched > 0 {
+                self.empty(region);
+                any |= region.touched == 0;
+            }
         }
+        any
+    }
+
+    /// Whether the system can give so much that was never touched.
+    fn may_take(&self, inner: &mut Inner, new_bytes: u64) -> bool {
+        let touched = || inner.regions.iter().map(|r| r.touched as u64).sum::<u64>();
+        if let Some(most) = self.most_bytes
+            && touched() + new_bytes > most
+        {
+            return new_bytes == 0;
+        }
+        inner.may_take(new_bytes)
+    }
+
+    /// A word that changes when something is free again.
+    pub fn vacancies(&self) -> &AtomicU32 {
+        &self.vacancies
+    }
+
+    /// Sleeps until that word is another one.
+    pub fn wait_for_vacancy(&self, seen: u32, most: Option<Duration>) -> Waited {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let waited = futex::wait(&self.vacancies, seen, most, Scope::Private);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        waited
+    }
+
+    /// Whether anything is in use that is free again with the end of a task, as a rule.
+    pub fn is_lent(&self) -> bool {
+        let inner = self.lock();
+        inner.regions.iter().any(|r| !r.kept && r.used_bytes > 0)
     }
 
     /// This process is about to be forked: what is kept stays for both, and nothing is placed beside it.
@@ -422,7 +482,12 @@ impl Inner {
         } else {
             self.unchecked_bytes = unchecked_bytes;
         }
-        new_bytes <= self.available_bytes
+        let enough = new_bytes <= self.available_bytes;
+        if !enough {
+            // Who asks again wants to know what it is then.
+            self.available_bytes = 0;
+        }
+        enough
     }
 }
 
@@ -714,6 +779,48 @@ mod tests {
         drop(first);
         let third = arena.reserve(REGION_BYTES).unwrap();
         assert_eq!(place(&third), (0, 0));
+    }
+
+    fn small_arena(most_bytes: usize) -> Arc<Arena> {
+        let mut arena = arena();
+        Arc::get_mut(&mut arena).unwrap().most_bytes = Some(most_bytes as u64);
+        arena
+    }
+
+    #[test]
+    fn where_memory_is_short_what_is_kept_in_vain_goes_first() {
+        let arena = small_arena(REGION_BYTES + 4 * page_bytes());
+        let idle = arena.reserve(REGION_BYTES).unwrap();
+        let used = arena.reserve(1).unwrap();
+        touch(&idle);
+        assert!(arena.reserve(4 * page_bytes()).is_none());
+        drop(idle);
+        let large = arena.reserve(REGION_BYTES + page_bytes()).unwrap();
+        assert_eq!(place(&large), (2 * REGION_BYTES as u64, 0));
+        assert_eq!(pages_there(&arena), 0, "nothing of it was touched");
+        drop((large, used));
+    }
+
+    #[test]
+    fn who_waits_for_memory_is_told_when_some_is_free() {
+        let arena = small_arena(2 * page_bytes());
+        let [one, two] = [1, 1].map(|bytes| arena.reserve(bytes).unwrap());
+        let seen = arena.vacancies().load(Ordering::SeqCst);
+        assert!(arena.is_lent() && arena.reserve(1).is_none());
+        let span = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                let _ = arena.wait_for_vacancy(seen, None);
+                arena.reserve(1)
+            });
+            while arena.waiting.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            drop(one);
+            waiting.join().unwrap()
+        });
+        assert!(span.is_some());
+        drop((two, span));
+        assert!(!arena.is_lent());
     }
 
     #[test]

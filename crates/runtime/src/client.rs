@@ -1,6 +1,7 @@
 //! What the engine asks of whoever uses it. Python is the first client; nothing here knows it.
 
 use crate::harvest::Fruit;
+use crate::items::Moved;
 use rightlane_core::lane::Measured;
 use rightlane_core::{Breakage, Exit};
 use std::borrow::Cow;
@@ -58,6 +59,7 @@ pub struct AnswerBytes<'a> {
     message: Cow<'a, [u8]>,
     skip: usize,
     fruits: Vec<Arc<Fruit>>,
+    moved: Moved,
 }
 
 impl<'a> AnswerBytes<'a> {
@@ -66,18 +68,31 @@ impl<'a> AnswerBytes<'a> {
             message,
             skip,
             fruits: Vec::new(),
+            moved: Moved::default(),
         }
     }
 
-    pub(crate) fn with_fruits(mut self, skip: usize, fruits: Vec<Arc<Fruit>>) -> AnswerBytes<'a> {
+    pub(crate) fn with_fruits(
+        mut self,
+        skip: usize,
+        fruits: Vec<Arc<Fruit>>,
+        moved: Moved,
+    ) -> AnswerBytes<'a> {
         self.skip += skip;
         self.fruits = fruits;
+        self.moved = moved;
         self
     }
 
     /// Large buffers that came along, in shared memory.
     pub fn take_fruits(&mut self) -> Vec<Arc<Fruit>> {
         std::mem::take(&mut self.fruits)
+    }
+
+    /// How large these are, and what the worker says of placing them; None if there are none.
+    pub fn moved(&self) -> Option<(u64, Moved)> {
+        let bytes = self.fruits.iter().map(|fruit| fruit.bytes() as u64);
+        (!self.fruits.is_empty()).then(|| (bytes.sum(), self.moved))
     }
 
     /// The bytes.

@@ -13,7 +13,7 @@ use crate::definition::Definition;
 use crate::engine::waiting::{Care, Rest, Signals};
 use crate::harvest::{Fruit, Harvest};
 use crate::hub::{self, Ending, ForkGuard, Member, Membership, lock};
-use crate::items::{Block, Items};
+use crate::items::{Block, Items, Moved};
 use crate::link::Link;
 use crate::loans::News;
 use crate::sys::futex::{self, Scope, Waited};
@@ -1558,7 +1558,8 @@ fn with_fruits<'a>(
     }
     let harvest = harvest?;
     let all = answer.as_slice();
-    let (count, mut rest) = wire::take_u32(all)?;
+    let (count, rest) = wire::take_u32(all)?;
+    let (moved, mut rest) = Moved::take(rest)?;
     let mut fruits: Vec<Arc<Fruit>> = Vec::new();
     for _ in 0..count {
         let (placement, after) = Placement::take(rest)?;
@@ -1566,7 +1567,7 @@ fn with_fruits<'a>(
         fruits.push(Arc::new(harvest.pick(placement).ok()?));
     }
     let skip = all.len() - rest.len();
-    Some(answer.with_fruits(skip, fruits))
+    Some(answer.with_fruits(skip, fruits, moved))
 }
 
 impl<C: Client> Floor<C> {

@@ -27,6 +27,52 @@ pub struct Block {
     placed: Option<Box<Placed>>,
 }
 
+/// What it took to have large buffers lie in shared memory, of those that were to travel through it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// How large those were that lay there already.
+    pub saved_bytes: u64,
+    /// How many were copied.
+    pub copies: u64,
+    /// How long that took, and finding out what lies there.
+    pub ns: u64,
+}
+
+impl Moved {
+    /// How long one is in a message.
+    pub const BYTES: usize = 24;
+
+    pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        let words = [self.saved_bytes, self.copies, self.ns];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Splits one off. Whatever a worker has written there, sums of them do not overflow.
+    pub(crate) fn take(bytes: &[u8]) -> Option<(Moved, &[u8])> {
+        let (saved_bytes, rest) = crate::wire::take_u64(bytes)?;
+        let (copies, rest) = crate::wire::take_u64(rest)?;
+        let (ns, rest) = crate::wire::take_u64(rest)?;
+        let bounded = |word: u64| word.min(1 << 40);
+        let moved = Moved {
+            saved_bytes: bounded(saved_bytes),
+            copies: bounded(copies),
+            ns: bounded(ns),
+        };
+        Some((moved, rest))
+    }
+
+    /// Counts these as well.
+    pub fn add(&mut self, more: Moved) {
+        self.saved_bytes += more.saved_bytes;
+        self.copies += more.copies;
+        self.ns += more.ns;
+    }
+}
+
 /// Large buffers of a block's items.
 #[derive(Debug, Default)]
 struct Placed {
@@ -34,6 +80,9 @@ struct Placed {
     spans: Vec<(u32, Arc<Span>)>,
     /// How large they are.
     bytes: usize,
+    /// What it took to place them, and how many items have any.
+    moved: Moved,
+    items: u64,
 }
 
 impl Block {
@@ -74,6 +123,19 @@ impl Block {
             placed.bytes += if taken { span.bytes() } else { 0 };
             placed.spans.push((item, span));
         }
+    }
+
+    /// What it took to place the buffers of the item that is pushed next.
+    pub fn note_moved(&mut self, moved: Moved) {
+        let placed = self.placed.get_or_insert_default();
+        placed.moved.add(moved);
+        placed.items += 1;
+    }
+
+    /// What it took to place the large buffers of its items, and how many items have any.
+    pub fn moved(&self) -> Option<(Moved, u64)> {
+        let placed = self.placed.as_ref()?;
+        Some((placed.moved, placed.items))
     }
 
     fn placed_bytes(&self) -> usize {

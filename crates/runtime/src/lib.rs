@@ -51,6 +51,6 @@ pub use hub::{
     Ending, ForkGuard, has_door, has_program, learn, set_program, take_door, try_before_fork,
     unlearn, wait_for_fork, want_site,
 };
-pub use items::Block;
+pub use items::{Block, Moved};
 pub use rightlane_core::lane;
 pub use rightlane_core::{Breakage, CallId, Exit, Refused};

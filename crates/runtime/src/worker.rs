@@ -6,6 +6,7 @@
 
 use crate::arena::{Arena, Span};
 use crate::borrowed::Borrowed;
+use crate::items::Moved;
 use crate::meter::{ClientLock, Meter};
 use crate::nursery::Seat;
 use crate::sys::futex::{self, Scope, Waited};
@@ -165,8 +166,14 @@ impl Desk {
 
     /// Writes what goes before the client's bytes in an answer with these buffers. They are kept until the engine
     /// says that nobody reads them any more.
-    pub fn place(&mut self, spans: impl ExactSizeIterator<Item = Arc<Span>>, answer: &mut Vec<u8>) {
+    pub fn place(
+        &mut self,
+        spans: impl ExactSizeIterator<Item = Arc<Span>>,
+        moved: Moved,
+        answer: &mut Vec<u8>,
+    ) {
         answer.extend_from_slice(&(spans.len() as u32).to_le_bytes());
+        answer.extend_from_slice(&moved.to_bytes());
         for span in spans {
             let placement = span.placement();
             answer.extend_from_slice(&placement.to_bytes());
