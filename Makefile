@@ -7,14 +7,14 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup demo check test test-stdlib stress soak bench bench-check clean
+.PHONY: help setup demo check test test-stdlib stress soak bench bench-check bench-lanes clean
 
 # Rounds of `make stress`, and whether every core is kept busy meanwhile.
 N ?= 20
 LOAD ?= 0
 # Whether `make bench-check` takes what it counts for what it should be.
 UPDATE ?= 0
-# Passed on to the programs behind `make demo` and `make bench`, as in `make bench ARGS=--quick`.
+# Passed on to the programs behind `make demo`, `make bench` and `make bench-lanes`, as in `make bench ARGS=--quick`.
 ARGS ?=
 # Nothing that is measured or tested here knows what earlier runs have measured.
 export RIGHTLANE_PROFILES := 0
@@ -107,6 +107,9 @@ bench: .venv/bench/.installed ## measure against the standard pools, loky, jobli
 
 bench-check: ## count the instructions of hot paths, against benches/instructions.json; UPDATE=1 rewrites it
 	@$(call interpreter,$(OLDEST)) scripts/instructions.py --install $(if $(filter 1,$(UPDATE)),--update)
+
+bench-lanes: .venv/bench/.installed ## auto against the best lane and size that could have been chosen, on labelled workloads
+	@.venv/bench/bin/python benches/lanes/lanes.py $(ARGS)
 
 clean: ## remove everything that make made
 	rm -rf build .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
