@@ -72,6 +72,8 @@ class Outcome:
     missing: dict[Engine, str] = field(default_factory=dict)
     size: int = 0
     """How many at once auto has."""
+    cores: list[float] = field(default_factory=list)
+    """What was free, before and after."""
 
     def time_s(self, engine: Engine) -> float | None:
         if self.measured.get(engine):
@@ -223,6 +225,23 @@ class Runner:
                     outcome.explained.append(answer["explained"])
 
 
+LOOP = """
+import time
+start = time.perf_counter()
+sum(n * n for n in range(2_000_000))
+print(time.process_time() / (time.perf_counter() - start))
+"""
+
+
+def free_cores() -> float:
+    """How many cores as many bare loops as there are cores get."""
+    loops = [
+        subprocess.Popen([sys.executable, "-S", "-c", LOOP], stdout=subprocess.PIPE, text=True)
+        for _ in os.sched_getaffinity(0)
+    ]
+    return sum(min(1.0, float(loop.communicate()[0])) for loop in loops)
+
+
 def _auto_size() -> int:
     """How many at once auto has where nobody has set it, in an interpreter of its own: that starts things."""
     code = "import rightlane as rl; print(rl.Executor().explain(len).as_dict()['slots'])"
@@ -326,13 +345,18 @@ def summary(outcomes: Sequence[Outcome]) -> Iterator[str]:
     if broken:
         yield ""
         yield from (f"- {line}" for line in broken)
+    cores = len(os.sched_getaffinity(0))
+    crowded = [f"{o.workload.name} {min(o.cores):.1f}" for o in outcomes if min(o.cores) < 0.8 * cores]
+    if crowded:
+        yield ""
+        yield f"Less than {0.8 * cores:.1f} cores were free before or after: {', '.join(crowded)}."
     brief = [
         f"{o.workload.name} {best_s:.2f} s"
         for o in outcomes
         if not o.workload.short and (best := o.best()) and (best_s := o.time_s(best)) and best_s < 1
     ]
     if brief:
-        yield from ("", "Less than a second on the best fixed choice: " + ", ".join(brief))
+        yield from ("", f"Less than a second on the best fixed choice: {', '.join(brief)}.")
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -343,6 +367,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "swept_s": {shown(engine): time_s for engine, time_s in outcome.swept.items()},
         "measured_s": {shown(engine): some for engine, some in outcome.measured.items()},
         "known_s": outcome.known,
+        "free_cores": outcome.cores,
         "best": None if best is None else shown(best),
         "ratio": outcome.ratio(),
         "of_serial": outcome.of_serial(),
@@ -387,9 +412,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for workload in WORKLOADS:
             if options.only and workload.name not in options.only:
                 continue
-            outcome = Outcome(workload)
+            outcome = Outcome(workload, cores=[free_cores()])
             runner.sweep(outcome, scale)
             runner.measure(outcome, rounds, scale, options.profiles)
+            outcome.cores.append(free_cores())
             outcomes.append(outcome)
             lines.append(row(outcome))
             print(lines[-1], flush=True)
