@@ -1,7 +1,7 @@
 """The labelled workloads: a function, what it is given, and where an expert would run it.
 
 The engine is judged on others as well: a workload belongs here because it is of a kind, not because it is
-hard or easy. To add one, add its function to `plain.py` or `arrays.py` and a line to `WORKLOADS`.
+hard or easy. To add one, add its function to a module beside this one and a line to `WORKLOADS`.
 """
 
 from __future__ import annotations
@@ -167,43 +167,43 @@ WORKLOADS = [
     ),
     Workload("one giant", "plain", "sum_squares", "process", 8000, _with_giant, 1.0),
     # C code.
-    Workload("regex", "plain", "find_names", "process", 800, _texts(20_000)),
-    Workload("json", "plain", "rewrite_json", "process", 1200, _json),
-    Workload("zlib", "plain", "compress", "either", 110, _bytes_of_text),
-    Workload("pbkdf2", "plain", "derive_key", "either", 450, _random_bytes(16, 8)),
-    Workload("short hashes", "plain", "hash_blocks", "process", 900, _same(1000)),
-    Workload("sqlite", "plain", "query", "either", 300, _ranges),
+    Workload("regex", "native", "find_names", "process", 800, _texts(20_000)),
+    Workload("json", "native", "rewrite_json", "process", 1200, _json),
+    Workload("zlib", "native", "compress", "either", 110, _bytes_of_text),
+    Workload("pbkdf2", "native", "derive_key", "either", 450, _random_bytes(16, 8)),
+    Workload("short hashes", "native", "hash_blocks", "process", 900, _same(1000)),
+    Workload("sqlite", "native", "query", "either", 300, _ranges),
     # NumPy.
     Workload("numpy whole", "arrays", "transcend", "either", 240, _numbers),
     Workload("numpy small", "arrays", "rotate", "process", 350, _same(6_000)),
     Workload("blas", "arrays", "multiply", "either", 350, _numbers),
     Workload("images", "arrays", "thumbnail", "either", 120, _numbers),
     # Moving.
-    Workload("big arguments", "plain", "hash_all", "thread", 700, _random_bytes(2**22, 8)),
+    Workload("big arguments", "native", "hash_all", "thread", 700, _random_bytes(2**22, 8)),
     Workload("big arrays", "arrays", "sum_logarithms", "thread", 600, _arrays(4)),
-    Workload("big results", "plain", "decompress", "thread", 120, _compressed),
+    Workload("big results", "native", "decompress", "thread", 120, _compressed),
     Workload("big result arrays", "arrays", "noise", "thread", 900, _numbers),
     Workload("tiny", "plain", "tiny", "caller", 14_000_000, _numbers, 0.02),
     Workload("tiny, submit", "plain", "tiny", "either", 400_000, _numbers, 0.1, submit=True),
     # Waiting.
-    Workload("sleep", "plain", "nap", "thread", 120, _same(0.02), 1.0, waits=True),
-    Workload("sleep, submit", "plain", "nap", "thread", 600, _same(0.004), 1.0, waits=True, submit=True),
-    Workload("http", "plain", "fetch", "thread", 120, _urls("/after/20"), 1.0, waits=True),
-    Workload("http, limited", "plain", "fetch", "thread", 60, _urls("/paced/20"), 1.0, waits=True),
-    Workload("child waits", "plain", "run_sleep", "thread", 60, _same("0.04"), 1.0, waits=True),
-    Workload("child burns", "plain", "run_awk", "either", 80, _same("600000")),
+    Workload("sleep", "outside", "nap", "thread", 120, _same(0.02), 1.0, waits=True),
+    Workload("sleep, submit", "outside", "nap", "thread", 600, _same(0.004), 1.0, waits=True, submit=True),
+    Workload("http", "outside", "fetch", "thread", 120, _urls("/after/20"), 1.0, waits=True),
+    Workload("http, limited", "outside", "fetch", "thread", 60, _urls("/paced/20"), 1.0, waits=True),
+    Workload("child waits", "outside", "run_sleep", "thread", 60, _same("0.04"), 1.0, waits=True),
+    Workload("child burns", "outside", "run_awk", "either", 80, _same("600000")),
     Workload(
-        "burn and wait", "plain", "burn_and_nap", "process", 180, _same((90_000, 0.006)), 1.0, waits=True
+        "burn and wait", "outside", "burn_and_nap", "process", 180, _same((90_000, 0.006)), 1.0, waits=True
     ),
     Workload(
-        "wait, burn little", "plain", "burn_and_nap", "thread", 220, _same((12_000, 0.01)), 1.0, waits=True
+        "wait, burn little", "outside", "burn_and_nap", "thread", 220, _same((12_000, 0.01)), 1.0, waits=True
     ),
-    Workload("files copied", "plain", "copy_file", "either", 2600, _copies),
-    Workload("files parsed", "plain", "read_numbers", "process", 500, _number_files),
+    Workload("files copied", "outside", "copy_file", "either", 2600, _copies),
+    Workload("files parsed", "outside", "read_numbers", "process", 500, _number_files),
     # One and then another.
     Workload(
         "sleep, then burn",
-        "plain",
+        "phases",
         "work",
         "mixed",
         300,
@@ -212,11 +212,11 @@ WORKLOADS = [
         waits=True,
     ),
     Workload(
-        "C, then Python", "plain", "work", "mixed", 400, _phases(("hash", 20_000), ("burn", 130_000)), 1.0
+        "C, then Python", "phases", "work", "mixed", 400, _phases(("hash", 20_000), ("burn", 130_000)), 1.0
     ),
     Workload(
         "burn, then sleep, submit",
-        "plain",
+        "phases",
         "work",
         "mixed",
         300,
@@ -229,7 +229,7 @@ WORKLOADS = [
     Workload("short python", "plain", "sum_squares", "process", 60, _same(100_000), 1.0, short=True),
     Workload(
         "short regex, submit",
-        "plain",
+        "native",
         "find_names",
         "process",
         110,
@@ -238,8 +238,8 @@ WORKLOADS = [
         short=True,
         submit=True,
     ),
-    Workload("short zlib", "plain", "compress", "either", 20, _bytes_of_text, 1.0, short=True),
+    Workload("short zlib", "native", "compress", "either", 20, _bytes_of_text, 1.0, short=True),
     Workload("short numpy", "arrays", "transcend", "either", 50, _numbers, 1.0, short=True),
     Workload("short tiny", "plain", "tiny", "caller", 3_000_000, _numbers, 1.0, short=True),
-    Workload("short sleep", "plain", "nap", "thread", 18, _same(0.02), 1.0, waits=True, short=True),
+    Workload("short sleep", "outside", "nap", "thread", 18, _same(0.02), 1.0, waits=True, short=True),
 ]
