@@ -35,8 +35,11 @@ ROUNDS = 3
 RUN_TIMEOUT_S = 120.0
 SERIAL_LIMIT_S = 20.0
 """A serial loop that would take longer is extrapolated from the sample."""
-FAR = 1.35
-"""Who takes so much longer than the best in the sweep is not measured again."""
+FAR = 2.0
+"""Whoever takes longer in the sweep is not measured again; much longer, as starts weigh more in samples."""
+HOPELESS = 5.0
+MANY = 100_000
+"""Of so many items a pool so much slower than the serial loop is given a tenth of the sample only."""
 SIZES = (1, 2, 4, 8)
 SIZES_OF_WAITERS = (1, 2, 4, 8, 16, 32)
 BETTER = 0.97
@@ -162,20 +165,22 @@ class Runner:
         workload = outcome.workload
         share = workload.sample
 
-        def sample(engine: Engine) -> float | None:
+        def sample(engine: Engine, part: float = 1.0) -> float | None:
             try:
-                answer = self.run(workload, engine, share * scale)
+                answer = self.run(workload, engine, share * scale * part)
             except OSError as error:
                 outcome.missing[engine] = str(error)
                 return None
-            time_s: float = answer["time_s"] / share
+            time_s: float = answer["time_s"] / (share * part)
             outcome.swept[engine] = time_s
             return time_s
 
-        sample(SERIAL)
+        serial_s = sample(SERIAL) or 0.0
         sample(INLINE)
         for engine in POOLS:
-            sample(engine)
+            in_brief_s = sample(engine, 0.1) if workload.count >= MANY else 0.0
+            if in_brief_s is not None and in_brief_s <= serial_s * HOPELESS:
+                sample(engine)
         for lane in ("process", "thread"):
             best_s, failures = float("inf"), 0
             for size in SIZES_OF_WAITERS if workload.waits else SIZES:

@@ -156,14 +156,14 @@ def _phases(*kinds: tuple[str, float]) -> Items:
 
 WORKLOADS = [
     # Pure Python.
-    Workload("python loop", "plain", "sum_squares", "process", 400, _same(100_000)),
-    Workload("python recursion", "plain", "fibonacci", "process", 1100, _same(20)),
+    Workload("python loop", "plain", "sum_squares", "process", 500, _same(100_000)),
+    Workload("python recursion", "plain", "fibonacci", "process", 2400, _same(20)),
     Workload("python dict", "plain", "count_words", "process", 550, _texts(30_000)),
     Workload("python objects", "plain", "walk", "process", 240, _same(40_000)),
-    Workload("python uneven", "plain", "longest_collatz", "process", 300, _rising, 0.5),
+    Workload("python uneven", "plain", "longest_collatz", "process", 700, _rising, 0.5),
     Workload("python 1 ms, submit", "plain", "sum_squares", "process", 3200, _same(15_000), submit=True),
     Workload(
-        "python four long, submit", "plain", "sum_squares", "process", 4, _same(10_000_000), 1.0, submit=True
+        "python four long, submit", "plain", "sum_squares", "process", 4, _same(12_000_000), 1.0, submit=True
     ),
     Workload("one giant", "plain", "sum_squares", "process", 8000, _with_giant, 1.0),
     # C code.
@@ -172,34 +172,34 @@ WORKLOADS = [
     Workload("zlib", "native", "compress", "either", 110, _bytes_of_text),
     Workload("pbkdf2", "native", "derive_key", "either", 450, _random_bytes(16, 8)),
     Workload("short hashes", "native", "hash_blocks", "process", 900, _same(1000)),
-    Workload("sqlite", "native", "query", "either", 300, _ranges),
+    Workload("sqlite", "native", "query", "either", 380, _ranges),
     # NumPy.
-    Workload("numpy whole", "arrays", "transcend", "either", 240, _numbers),
+    Workload("numpy whole", "arrays", "transcend", "either", 280, _numbers),
     Workload("numpy small", "arrays", "rotate", "process", 350, _same(6_000)),
-    Workload("blas", "arrays", "multiply", "either", 350, _numbers),
+    Workload("blas", "arrays", "multiply", "either", 200, _numbers),
     Workload("images", "arrays", "thumbnail", "either", 120, _numbers),
     # Moving.
-    Workload("big arguments", "native", "hash_all", "thread", 700, _random_bytes(2**22, 8)),
-    Workload("big arrays", "arrays", "sum_logarithms", "thread", 600, _arrays(4)),
-    Workload("big results", "native", "decompress", "thread", 120, _compressed),
-    Workload("big result arrays", "arrays", "noise", "thread", 900, _numbers),
+    Workload("big arguments", "native", "hash_all", "thread", 900, _random_bytes(2**22, 8)),
+    Workload("big arrays", "arrays", "sum_logarithms", "thread", 2400, _arrays(4), 0.1),
+    Workload("big results", "native", "decompress", "thread", 100, _compressed),
+    Workload("big result arrays", "arrays", "noise", "thread", 1500, _numbers),
     Workload("tiny", "plain", "tiny", "caller", 14_000_000, _numbers, 0.02),
-    Workload("tiny, submit", "plain", "tiny", "either", 400_000, _numbers, 0.1, submit=True),
+    Workload("tiny, submit", "plain", "tiny", "either", 900_000, _numbers, 0.1, submit=True),
     # Waiting.
-    Workload("sleep", "outside", "nap", "thread", 120, _same(0.02), 1.0, waits=True),
-    Workload("sleep, submit", "outside", "nap", "thread", 600, _same(0.004), 1.0, waits=True, submit=True),
-    Workload("http", "outside", "fetch", "thread", 120, _urls("/after/20"), 1.0, waits=True),
-    Workload("http, limited", "outside", "fetch", "thread", 60, _urls("/paced/20"), 1.0, waits=True),
-    Workload("child waits", "outside", "run_sleep", "thread", 60, _same("0.04"), 1.0, waits=True),
+    Workload("sleep", "outside", "nap", "thread", 120, _same(0.02), 0.5, waits=True),
+    Workload("sleep, submit", "outside", "nap", "thread", 600, _same(0.004), 0.5, waits=True, submit=True),
+    Workload("http", "outside", "fetch", "thread", 120, _urls("/after/20"), 0.5, waits=True),
+    Workload("http, limited", "outside", "fetch", "thread", 60, _urls("/paced/20"), 0.5, waits=True),
+    Workload("child waits", "outside", "run_sleep", "thread", 60, _same("0.04"), 0.5, waits=True),
     Workload("child burns", "outside", "run_awk", "either", 80, _same("600000")),
     Workload(
-        "burn and wait", "outside", "burn_and_nap", "process", 180, _same((90_000, 0.006)), 1.0, waits=True
+        "burn and wait", "outside", "burn_and_nap", "process", 200, _same((90_000, 0.006)), 1.0, waits=True
     ),
     Workload(
         "wait, burn little", "outside", "burn_and_nap", "thread", 220, _same((12_000, 0.01)), 1.0, waits=True
     ),
-    Workload("files copied", "outside", "copy_file", "either", 2600, _copies),
-    Workload("files parsed", "outside", "read_numbers", "process", 500, _number_files),
+    Workload("files copied", "outside", "copy_file", "either", 3600, _copies),
+    Workload("files parsed", "outside", "read_numbers", "process", 750, _number_files),
     # One and then another.
     Workload(
         "sleep, then burn",
@@ -240,6 +240,6 @@ WORKLOADS = [
     ),
     Workload("short zlib", "native", "compress", "either", 20, _bytes_of_text, 1.0, short=True),
     Workload("short numpy", "arrays", "transcend", "either", 50, _numbers, 1.0, short=True),
-    Workload("short tiny", "plain", "tiny", "caller", 3_000_000, _numbers, 1.0, short=True),
+    Workload("short tiny", "plain", "tiny", "caller", 4_000_000, _numbers, 0.02, short=True),
     Workload("short sleep", "outside", "nap", "thread", 18, _same(0.02), 1.0, waits=True, short=True),
 ]
