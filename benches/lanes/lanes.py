@@ -35,7 +35,7 @@ ROUNDS = 3
 RUN_TIMEOUT_S = 120.0
 SERIAL_LIMIT_S = 20.0
 """A serial loop that would take longer is extrapolated from the sample."""
-FAR = 2.0
+FAR = 1.7
 """Whoever takes longer in the sweep is not measured again; much longer, as starts weigh more in samples."""
 HOPELESS = 5.0
 MANY = 100_000
@@ -43,7 +43,7 @@ MANY = 100_000
 SIZES = (1, 2, 4, 8)
 SIZES_OF_WAITERS = (1, 2, 4, 8, 16, 32)
 BETTER = 0.97
-"""A sweep goes on to larger sizes while two steps have not both failed to gain so much."""
+"""A sweep goes on to larger sizes as long as they gain so much."""
 
 NEAR, BOUND, SERIAL_BOUND, SERIAL_FROM_S = 1.1, 1.5, 1.3, 0.25
 NEAR_SHARE = 0.9
@@ -182,15 +182,14 @@ class Runner:
             if in_brief_s is not None and in_brief_s <= serial_s * HOPELESS:
                 sample(engine)
         for lane in ("process", "thread"):
-            best_s, failures = float("inf"), 0
+            best_s = float("inf")
             for size in SIZES_OF_WAITERS if workload.waits else SIZES:
                 time_s = sample((lane, size))
                 if time_s is None:
                     break
-                failures = failures + 1 if time_s > best_s * BETTER else 0
-                best_s = min(best_s, time_s)
-                if failures == 2:
+                if size > 2 and time_s > best_s * BETTER:
                     break
+                best_s = min(best_s, time_s)
 
     def chosen(self, outcome: Outcome, size: int) -> list[Engine]:
         """What is worth measuring with all items: the best of each lane, unless it is far behind."""

@@ -40,7 +40,7 @@ class Workload:
     """Where it belongs on two cores; "either" where both serve, "mixed" where it is one and then another."""
     count: int
     items: Items
-    sample: float = 0.2
+    sample: float = 0.15
     """What share of the items is enough to choose sizes by."""
     waits: bool = False
     """Judged by the lane alone: against the best fixed lane at the size that auto used."""
@@ -174,16 +174,16 @@ WORKLOADS = [
     Workload("short hashes", "native", "hash_blocks", "process", 900, _same(1000)),
     Workload("sqlite", "native", "query", "either", 380, _ranges),
     # NumPy.
-    Workload("numpy whole", "arrays", "transcend", "either", 280, _numbers),
-    Workload("numpy small", "arrays", "rotate", "process", 350, _same(6_000)),
-    Workload("blas", "arrays", "multiply", "either", 200, _numbers),
+    Workload("numpy whole", "arrays", "transcend", "either", 320, _numbers),
+    Workload("numpy small", "arrays", "rotate", "process", 400, _same(6_000)),
+    Workload("blas", "arrays", "multiply", "either", 450, _numbers),
     Workload("images", "arrays", "thumbnail", "either", 120, _numbers),
     # Moving.
     Workload("big arguments", "native", "hash_all", "thread", 900, _random_bytes(2**22, 8)),
-    Workload("big arrays", "arrays", "sum_logarithms", "thread", 2400, _arrays(4), 0.1),
+    Workload("big arrays", "arrays", "sum_logarithms", "thread", 2800, _arrays(4), 0.1),
     Workload("big results", "native", "decompress", "thread", 100, _compressed),
     Workload("big result arrays", "arrays", "noise", "thread", 1500, _numbers),
-    Workload("tiny", "plain", "tiny", "caller", 14_000_000, _numbers, 0.02),
+    Workload("tiny", "plain", "tiny", "caller", 14_000_000, _numbers, 0.05),
     Workload("tiny, submit", "plain", "tiny", "either", 900_000, _numbers, 0.1, submit=True),
     # Waiting.
     Workload("sleep", "outside", "nap", "thread", 120, _same(0.02), 0.5, waits=True),
@@ -193,7 +193,7 @@ WORKLOADS = [
     Workload("child waits", "outside", "run_sleep", "thread", 60, _same("0.04"), 0.5, waits=True),
     Workload("child burns", "outside", "run_awk", "either", 80, _same("600000")),
     Workload(
-        "burn and wait", "outside", "burn_and_nap", "process", 200, _same((90_000, 0.006)), 1.0, waits=True
+        "burn and wait", "outside", "burn_and_nap", "process", 220, _same((90_000, 0.006)), 1.0, waits=True
     ),
     Workload(
         "wait, burn little", "outside", "burn_and_nap", "thread", 220, _same((12_000, 0.01)), 1.0, waits=True
@@ -240,6 +240,6 @@ WORKLOADS = [
     ),
     Workload("short zlib", "native", "compress", "either", 20, _bytes_of_text, 1.0, short=True),
     Workload("short numpy", "arrays", "transcend", "either", 50, _numbers, 1.0, short=True),
-    Workload("short tiny", "plain", "tiny", "caller", 4_000_000, _numbers, 0.02, short=True),
+    Workload("short tiny", "plain", "tiny", "caller", 3_000_000, _numbers, 0.2, short=True),
     Workload("short sleep", "outside", "nap", "thread", 18, _same(0.02), 1.0, waits=True, short=True),
 ]
