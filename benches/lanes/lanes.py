@@ -139,13 +139,14 @@ class Runner:
                 "directory": scratch,
                 "port": self.port,
             }
-            environment = {**os.environ, "XDG_CACHE_HOME": str(cache or scratch)}
+            # Also where whoever started this has profiles switched off: the directory is empty, or meant.
+            profiles = {"RIGHTLANE_PROFILES": "1", "XDG_CACHE_HOME": str(cache or scratch)}
             process = subprocess.Popen(
                 [sys.executable, str(HERE / "once.py"), json.dumps(told)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env=environment,
+                env={**os.environ, **profiles},
                 start_new_session=True,
             )
             try:

@@ -50,6 +50,7 @@ __all__ = [
     "fingerprint",
     "forget",
     "functions_behind",
+    "is_foreign",
     "is_lasting",
     "resolve",
     "start_worker",
@@ -642,3 +643,15 @@ def _cached(fn: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
     from functools import lru_cache
 
     return lru_cache(maxsize, typed)(fn)
+
+
+def is_foreign(module: object) -> bool:
+    """Whether it belongs to the standard library or an installed package."""
+    if type(module) is not str:
+        return False
+    top = module.partition(".")[0]
+    if (top in sys.stdlib_module_names and top != "__main__") or top == "builtins":
+        return True
+    loaded = sys.modules.get(module)
+    file = vars(loaded).get("__file__") if type(loaded) is ModuleType else None
+    return isinstance(file, str) and ("/site-packages/" in file or "/dist-packages/" in file)

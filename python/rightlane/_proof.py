@@ -15,6 +15,8 @@ import builtins
 import opcode
 import sys
 
+from rightlane import _definitions
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,8 +117,12 @@ def _doubt(fn: Any, levels: int, seen: set[int]) -> str:
     if kind is _BuiltinType:
         return _doubt_of_builtin(fn)
     if isinstance(fn, type):
-        return "" if _is_foreign(fn.__module__) or issubclass(fn, BaseException) else f"makes a {fn.__name__}"
-    if kind is not FunctionType or _is_foreign(fn.__module__):
+        return (
+            ""
+            if _definitions.is_foreign(fn.__module__) or issubclass(fn, BaseException)
+            else f"makes a {fn.__name__}"
+        )
+    if kind is not FunctionType or _definitions.is_foreign(fn.__module__):
         return ""
     if levels == 0:
         return "calls functions that call functions"
@@ -241,15 +247,3 @@ def _is_constant(value: Any) -> bool:
     if kind is tuple or kind is frozenset:
         return all(map(_is_constant, value))
     return kind in _ATOMS
-
-
-def _is_foreign(module: object) -> bool:
-    """Whether it belongs to the standard library or an installed package."""
-    if type(module) is not str:
-        return False
-    top = module.partition(".")[0]
-    if (top in sys.stdlib_module_names and top != "__main__") or top == "builtins":
-        return True
-    loaded = sys.modules.get(module)
-    file = vars(loaded).get("__file__") if type(loaded) is ModuleType else None
-    return isinstance(file, str) and ("/site-packages/" in file or "/dist-packages/" in file)

@@ -2,7 +2,8 @@
 
 It is made of what is the same in every process that has this function: module (of `__main__` the file),
 qualified name, its code, and the code of the functions of the user's own that it calls, as far as it names
-them. If any of it is changed it is another function, of which nothing is known.
+them. Versions of the standard library and of installed packages do not count. If any of it is changed it is
+another function, of which nothing is known.
 
 Nothing of the user's runs here.
 """
@@ -53,7 +54,7 @@ def _reached(fn: FunctionType) -> list[FunctionType]:
     todo: list[Any] = [fn]
     for found in todo:
         for each in _definitions.functions_behind(found):
-            if each not in functions and (each is fn or _is_own(each)):
+            if each not in functions and (each is fn or not _definitions.is_foreign(each.__module__)):
                 functions.append(each)
                 todo += _named(each)
         if len(functions) >= _MOST_FUNCTIONS:
@@ -78,11 +79,3 @@ def _named(fn: FunctionType) -> list[Any]:
         except ValueError:
             continue  # it has no value yet
     return found
-
-
-def _is_own(fn: FunctionType) -> bool:
-    """Whether it is of neither the standard library nor an installed package, whose versions do not count."""
-    top = str(fn.__module__).partition(".")[0]
-    file = fn.__code__.co_filename
-    foreign = top in sys.stdlib_module_names and top != "__main__"
-    return not foreign and "/site-packages/" not in file and "/dist-packages/" not in file

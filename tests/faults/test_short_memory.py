@@ -131,20 +131,28 @@ def test_who_must_not_wait_falls_back_at_once(start: Start, gate: Gate, where: s
     script.succeeds()
 
 
-def test_ctrl_c_ends_the_wait(start: Start, gate: Gate) -> None:
+@pytest.mark.parametrize("what", ["numbers(5)", "bytes(8 << 20)"])
+def test_ctrl_c_ends_the_wait(start: Start, gate: Gate, what: str) -> None:
+    """And nothing else: what is sent next may be what only travels by value."""
     script = start(
         HEAD
-        + """
+        + f"""
     import signal
     signal.signal(signal.SIGALRM, signal.default_int_handler)
+
+    def call(function):
+        return function()
+
     with ex:
         held = fill()
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         try:
-            ex.submit(first, numbers(5))
+            ex.submit(first, {what})
         except KeyboardInterrupt:
             print("interrupted")
+        called = ex.submit(call, lambda: 7)
         open(sys.argv[1], "w").close()
+        assert called.result() == 7
         assert [future.result() for future in held] == [0, 1]
         assert ex.submit(first, numbers(6)).result() == 6
     assert not told, told

@@ -1173,6 +1173,7 @@ pub(crate) fn write_item(
         let asked = ffi::call_method(&byvalue, "plain_pickles_suffice", (pickle,));
         asked.and_then(|answer| answer.is_truthy())
     };
+    shortage::begin();
     let plain = match codec::pickle(value, placing) {
         Ok(pickled)
             if !codec::mentions_main(pickled.pickle.as_bytes()) && suffices(&pickled.pickle)? =>
@@ -1181,7 +1182,7 @@ pub(crate) fn write_item(
         }
         Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => return Err(error),
         // A signal handler raised it.
-        Err(error) if shortage::take_interrupted() => return Err(error),
+        Err(error) if shortage::was_interrupted() => return Err(error),
         _ => None,
     };
     let pickled = match plain {

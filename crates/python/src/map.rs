@@ -106,7 +106,9 @@ impl MapState {
 
     fn set_definition(&self, id: u64) {
         self.definition.store(id, Ordering::Relaxed);
-        if let Some(profile) = profile::by_definition(id) {
+        if self.profile.get().is_none()
+            && let Some(profile) = profile::by_definition(id)
+        {
             let _ = self.profile.set(profile);
         }
     }

@@ -53,9 +53,14 @@ pub(crate) fn reserve(
     Ok(span)
 }
 
-/// Whether the last pickling failed because of a signal handler, while it waited for memory.
-pub(crate) fn take_interrupted() -> bool {
-    INTERRUPTED.take()
+/// A pickling begins; an earlier one, or what came after it, may have been interrupted.
+pub(crate) fn begin() {
+    INTERRUPTED.set(false);
+}
+
+/// Whether a signal handler has failed since it began, while it waited for memory.
+pub(crate) fn was_interrupted() -> bool {
+    INTERRUPTED.get()
 }
 
 /// Whether some memory may be free again before long: tasks have some, and nobody has waited for it in vain since.

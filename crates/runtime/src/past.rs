@@ -60,8 +60,15 @@ impl Shelf {
 
     /// Takes a function out of the book until it is written down again. Whether that was done.
     pub fn forget(&self, key: &Key) -> bool {
-        let file = self.open(OpenOptions::new().append(true));
-        file.is_some_and(|mut file| file.write_all(&forgotten(key)).is_ok())
+        let line = forgotten(key);
+        let Some(mut file) = self.open(OpenOptions::new().append(true)) else {
+            return false;
+        };
+        // What lies further on is not read.
+        let fits = file
+            .metadata()
+            .is_ok_and(|about| about.len() + line.len() as u64 <= MOST_BYTES as u64);
+        fits && file.write_all(&line).is_ok()
     }
 
     /// Writes news down, beside what others have written meanwhile. Whether that was done.
