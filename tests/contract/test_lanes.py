@@ -9,6 +9,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -419,6 +421,84 @@ def test_a_map_of_what_waits_runs_in_threads(make: Make) -> None:
 
 
 # What is said -------------------------------------------------------------------------------------
+
+
+# What is queued ----------------------------------------------------------------------------------
+
+
+def nap_and_say(value: Any) -> tuple[int, Any]:
+    """Where it ran."""
+    time.sleep(0.01)
+    return os.getpid(), value
+
+
+@pytest.mark.parametrize("kind", [list, tuple, range], ids=lambda kind: kind.__name__)
+def test_queued_items_come_home_with_their_function(make: Make, view: str, kind: Callable[..., Any]) -> None:
+    """DESIGN: queued work moves, once it is known where it belongs; results stay in order."""
+    items = range(300) if kind is range else kind(range(300))
+    with make(None) as ex:
+        answers = list(ex.map(fresh(nap_and_say), items))
+    assert [value for _, value in answers] == list(range(300))
+    assert answers[0][0] != HERE
+    assert answers[-1][0] == HERE
+
+
+def test_queued_items_that_could_be_changed_stay(make: Make) -> None:
+    """Threads would see what has changed since the call."""
+    items = [[number] for number in range(100)]
+    with make(None) as ex:
+        results = ex.map(fresh(nap_and_say), items)
+        for item in items:
+            item[0] = -1
+        answers = list(results)
+    assert [value for _, value in answers] == [[number] for number in range(100)]
+    assert HERE not in {pid for pid, _ in answers}
+
+
+def sleep_or_raise(value: int) -> int:
+    time.sleep(0.01)
+    if value % 50 == 49:
+        raise ValueError(value)
+    return os.getpid()
+
+
+def test_queued_items_that_moved_raise_for_themselves(make: Make) -> None:
+    with make(None) as ex:
+        for wrong in (49, 99):
+            results = ex.map(fresh(sleep_or_raise), range(50, 50 + wrong + 60))
+            with pytest.raises(ValueError, match="99"):
+                list(results)
+
+
+def test_queued_items_that_moved_are_cancelled_with_the_rest(make: Make, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+
+    def mark(number: int) -> int:
+        time.sleep(0.01)
+        with marks.open("a") as file:
+            file.write(f"{number}\n")
+        return os.getpid()
+
+    with make(None) as ex:
+        results = ex.map(mark, range(2_000))
+        for pid in results:
+            if pid == HERE:
+                break
+        results.close()
+    assert len(marks.read_text().split()) < 1_000
+
+
+def test_queued_items_that_moved_end_with_the_executor(make: Make) -> None:
+    ex = make(None)
+    results = ex.map(fresh(nap_and_say), range(2_000))
+    for pid, _ in results:
+        if pid == HERE:
+            break
+    begun = time.monotonic()
+    ex.shutdown(cancel_futures=True)
+    assert time.monotonic() - begun < 10
+    with pytest.raises(CancelledError):
+        list(results)
 
 
 def test_what_is_not_known_is_said_so(make: Make) -> None:

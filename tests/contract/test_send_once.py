@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import pickle
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -650,3 +651,56 @@ def test_a_storm_of_all_of_it(start: Start) -> None:
         eventually(nothing_is_left, what=f"{before} again; now {holdings()}")
         """
     ).succeeds()
+
+
+# --- bytes ---
+
+
+def first_and_last(data: bytes) -> tuple[type, int, int, int]:
+    return type(data), len(data), data[0], data[-1]
+
+
+def first_of(data: bytes) -> int:
+    return data[0]
+
+
+@pytest.mark.parametrize("size", [64 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, 5 * MIB + 3])
+def test_bytes_there_and_back(pool: rl.Executor, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    assert pool.submit(first_and_last, data).result() == (bytes, size, data[0], data[-1])
+    assert pool.submit(tasks.echo, data).result() == data
+    assert pool.submit(tasks.echo, x=data).result() == data
+    assert list(pool.map(tasks.echo, [data, data, b"", data])) == [data, data, b"", data]
+    assert pool.submit(tasks.echo, bytearray(data)).result() == bytearray(data)
+
+
+def test_the_same_bytes_are_copied_once(make: Make) -> None:
+    data = random.Random(1).randbytes(MIB)
+    other = random.Random(2).randbytes(MIB)
+    with make(2, lane="process") as ex:
+        firsts = list(ex.map(first_of, [data, other] * 20))
+        moved = ex.explain(first_of).as_dict()["moved"]
+    assert firsts == [data[0], other[0]] * 20
+    assert moved["copies"] == 2
+    assert moved["saved_bytes"] == 38 * MIB
+
+
+def test_bytes_in_the_place_of_others_are_not_taken_for_them(pool: rl.Executor) -> None:
+    """Memory is used again as soon as an object is gone."""
+
+    def some() -> Iterator[bytes]:
+        for number in range(40):
+            yield bytes([number]) * MIB
+
+    assert [at for _, _, at, _ in pool.map(first_and_last, some())] == list(range(40))
+    firsts = [pool.submit(first_and_last, bytes([n]) * MIB) for n in range(40)]
+    assert [future.result()[2] for future in firsts] == list(range(40))
+
+
+def test_subclasses_of_bytes_stay_what_they_are(pool: rl.Executor) -> None:
+    value = Tagged(bytes(MIB))
+    assert type(pool.submit(tasks.echo, value).result()) is Tagged
+
+
+class Tagged(bytes):
+    """Not exactly bytes."""

@@ -162,6 +162,22 @@ impl Call {
         true
     }
 
+    /// The items that wait and were never cut; none if some of them were cancelled.
+    pub(crate) fn fresh(&self) -> Range<u64> {
+        match self.cancelled_waiting.range(self.next..).next() {
+            Some(_) => self.next..self.next,
+            None => self.next..self.items,
+        }
+    }
+
+    /// Lets go of the first so many of these.
+    pub(crate) fn give_away(&mut self, count: u64) -> Range<u64> {
+        let first = self.next;
+        self.next = self.items.min(first + count);
+        self.settled += self.next - first;
+        first..self.next
+    }
+
     /// Puts items of a piece back, before what else waits.
     pub(crate) fn put_back(&mut self, items: Range<u64>) {
         if items.is_empty() {

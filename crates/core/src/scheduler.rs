@@ -317,6 +317,33 @@ impl Scheduler {
         Cancel::Cancelled
     }
 
+    /// A call that was opened just now is served before another one, in whose place it stands.
+    pub fn serve_before(&mut self, id: CallId, other: CallId) {
+        if self.queue.back() == Some(&id)
+            && let Some(at) = self.queue.iter().position(|queued| *queued == other)
+        {
+            self.queue.pop_back();
+            self.queue.insert(at, id);
+        }
+    }
+
+    /// Which items of a call were never sent anywhere; none if some of them were cancelled.
+    pub fn fresh(&self, id: CallId) -> Range<u64> {
+        self.calls.get(&id).map_or(0..0, Call::fresh)
+    }
+
+    /// The first so many of those are the caller's from now on: they are neither sent nor settled.
+    pub fn give_away(&mut self, id: CallId, count: u64) -> Range<u64> {
+        let Some(call) = self.calls.get_mut(&id) else {
+            return 0..0;
+        };
+        let count = count.min(call.fresh().end - call.fresh().start);
+        let given = call.give_away(count);
+        self.waiting[call.lane as usize] -= count;
+        self.finish_if_done(id);
+        given
+    }
+
     /// Cancels whatever of the call is unclaimed, and lets no more items in.
     pub fn abandon(&mut self, id: CallId, port: &mut impl Port) {
         let Some(call) = self.calls.get_mut(&id) else {

@@ -36,7 +36,9 @@ const TUPLE: u8 = b't';
 pub(crate) const PICKLE: u8 = b'P';
 /// The same, and the pickle is the first of the large buffers that came along.
 const PLACED_PICKLE: u8 = b'Q';
-/// Of an argument: the number of large buffers in 32 bits, their places, then one of the two above.
+/// Bytes, which are the only large buffer that came along.
+pub(crate) const PLACED_BYTES: u8 = b'R';
+/// Of an argument: the number of large buffers in 32 bits, their places, then one of the three above.
 const PLACED: u8 = b'O';
 
 /// Longer strings and bytes gain nothing from passing the pickler by.
@@ -113,9 +115,15 @@ fn sized(bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(bytes);
 }
 
-/// Whether a value that begins so must be unpickled.
+/// Whether a value that begins so is more than what stands in the message: a pickle, or large bytes beside it.
 pub(crate) fn is_pickle(tag: u8) -> bool {
-    matches!(tag, PICKLE | PLACED_PICKLE)
+    matches!(tag, PICKLE | PLACED_PICKLE | PLACED_BYTES)
+}
+
+/// Whether these are bytes that travel beside the message, and need no pickler.
+pub(crate) fn is_large_bytes(value: &Bound<'_, PyAny>) -> bool {
+    let bytes = value.cast_exact::<PyBytes>();
+    bytes.is_ok_and(|bytes| bytes.as_bytes().len() >= LARGE_BYTES)
 }
 
 /// A pickle, and the large buffers that travel beside it.
@@ -185,6 +193,27 @@ impl<'py> Pickled<'py> {
         }
         Ok(PICKLE)
     }
+}
+
+/// Writes an argument that is large bytes, if there is room for them; else nothing.
+pub(crate) fn write_large_bytes(
+    value: &Bound<'_, PyAny>,
+    placing: &Placing,
+    block: &mut Block,
+) -> PyResult<bool> {
+    let Some(part) = placing.place_bytes(value)? else {
+        return Ok(false);
+    };
+    let placement = part.placement.to_bytes();
+    block.note_moved(moved(std::slice::from_ref(&part)));
+    block.place([(part.span, part.new)]);
+    block.push(|row| {
+        row.push(PLACED);
+        row.extend_from_slice(&1_u32.to_le_bytes());
+        row.extend_from_slice(&placement);
+        row.push(PLACED_BYTES);
+    });
+    Ok(true)
 }
 
 /// Writes a pickled argument.
@@ -266,6 +295,9 @@ fn unpickle_placed<'py>(
     let pickle = match bytes.split_first() {
         Some((&PICKLE, pickle)) => PyBytes::new(py, pickle).into_any(),
         Some((&PLACED_PICKLE, [])) if !buffers.is_empty() => buffers.remove(0),
+        Some((&PLACED_BYTES, [])) if buffers.len() == 1 => {
+            return ffi::call_one(py.get_type::<PyBytes>().as_any(), &buffers[0]);
+        }
         _ => return Err(garbled()),
     };
     let kwargs = PyDict::new(py);
@@ -389,7 +421,20 @@ impl Placing {
 
     /// The buffer behind a `PickleBuffer` in shared memory, if it is large and there is room.
     fn place(&self, buffer: &Bound<'_, PyAny>) -> PyResult<Option<Part>> {
-        let Some(raw) = ffi::RawBuffer::of(buffer).filter(|raw| raw.bytes() >= LARGE_BYTES) else {
+        self.place_raw(buffer, ffi::RawBuffer::of(buffer))
+    }
+
+    /// The same of bytes.
+    pub(crate) fn place_bytes(&self, bytes: &Bound<'_, PyAny>) -> PyResult<Option<Part>> {
+        self.place_raw(bytes, ffi::RawBuffer::of_bytes(bytes))
+    }
+
+    fn place_raw(
+        &self,
+        buffer: &Bound<'_, PyAny>,
+        raw: Option<ffi::RawBuffer<'_>>,
+    ) -> PyResult<Option<Part>> {
+        let Some(raw) = raw.filter(|raw| raw.bytes() >= LARGE_BYTES) else {
             return Ok(None);
         };
         let begun = Instant::now();

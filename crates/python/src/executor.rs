@@ -118,6 +118,8 @@ pub(crate) enum Ticket {
     Map(Arc<MapState>),
     /// One item of a map that went its own way.
     MapItem(Arc<MapState>, u64),
+    /// Consecutive items of a map that threads run instead of workers, from this one on.
+    MapPart(Arc<MapState>, u64),
 }
 
 impl Ticket {
@@ -125,7 +127,7 @@ impl Ticket {
     fn account(&self) -> Option<&Account> {
         match self {
             Ticket::Stream(stream) => Some(&stream.origin.profile.as_ref()?.moved),
-            Ticket::Map(map) | Ticket::MapItem(map, _) => map.account(),
+            Ticket::Map(map) | Ticket::MapItem(map, _) | Ticket::MapPart(map, _) => map.account(),
         }
     }
 }
@@ -257,6 +259,12 @@ pub(crate) struct LocalItems {
     items: VecDeque<Option<Py<PyAny>>>,
 }
 
+impl From<VecDeque<Option<Py<PyAny>>>> for LocalItems {
+    fn from(items: VecDeque<Option<Py<PyAny>>>) -> LocalItems {
+        LocalItems { first: 0, items }
+    }
+}
+
 impl LocalItems {
     pub(crate) fn push(&mut self, item: Py<PyAny>) {
         self.items.push_back(Some(item));
@@ -299,6 +307,7 @@ impl rightlane_runtime::Client for Client {
             Ticket::Stream(stream) => stream.settle(item, end),
             Ticket::Map(map) => map.settle_remote(item, end),
             Ticket::MapItem(map, at) => map.settle(*at, end),
+            Ticket::MapPart(map, from) => map.settle(from + item, end),
         }
     }
 
@@ -310,12 +319,14 @@ impl rightlane_runtime::Client for Client {
         {
             profile::died(match ticket {
                 Ticket::Stream(stream) => stream.origin.definition,
-                Ticket::Map(map) | Ticket::MapItem(map, _) => map.definition(),
+                Ticket::Map(map) | Ticket::MapItem(map, _) | Ticket::MapPart(map, _) => {
+                    map.definition()
+                }
             });
         }
         match ticket {
             Ticket::Map(map) => map.settle_all(items, end),
-            Ticket::Stream(_) | Ticket::MapItem(..) => {
+            Ticket::Stream(_) | Ticket::MapItem(..) | Ticket::MapPart(..) => {
                 for item in items {
                     self.settle(ticket, item, end.clone());
                 }
@@ -330,8 +341,8 @@ impl rightlane_runtime::Client for Client {
         match ticket {
             Ticket::Map(map) => map.settle_run(first, run),
             Ticket::Stream(stream) => stream.settle_run(first, run),
-            // One item: never more than an answer, which ends its piece.
-            Ticket::MapItem(..) => {
+            // One item: never more than an answer, which ends its piece. Threads do not answer in runs.
+            Ticket::MapItem(..) | Ticket::MapPart(..) => {
                 debug_assert!(false, "several answers to one item");
             }
         }
@@ -381,7 +392,9 @@ impl rightlane_runtime::Client for Client {
     fn cancel_in_child(&self, ticket: &Ticket) {
         match ticket {
             Ticket::Stream(stream) => stream.cancel_in_child(),
-            Ticket::Map(map) | Ticket::MapItem(map, _) => map.cancel_in_child(),
+            Ticket::Map(map) | Ticket::MapItem(map, _) | Ticket::MapPart(map, _) => {
+                map.cancel_in_child();
+            }
         }
     }
 }
@@ -405,7 +418,7 @@ pub(crate) struct Executor {
     /// What is done about functions that change shared state.
     pub(crate) guarding: Guarding,
     /// What choosing a lane depends on.
-    house: House,
+    pub(crate) house: House,
     /// The level of what its lane threads run, or more where the caller's is higher.
     task_level: Level,
     /// What a lane thread's initializer raised.
@@ -825,7 +838,7 @@ impl Executor {
         let shape = write_call(args, kwargs, buffers, &mut item);
         let load = Load::of(&item);
         if let (Some(begun), Ok(_)) = (timed, &shape) {
-            profile.pickled(begun, item.amount().bytes, item.moved().is_some());
+            profile.pickled(begun, item.size(), item.moved().is_some());
         }
         let submitted = shape.and_then(|shape| {
             self.refresh_world(py)?;
@@ -1020,7 +1033,7 @@ impl Executor {
         for (ticket, pid) in self.engine.open_calls() {
             let names = match &*ticket {
                 Ticket::Stream(stream) => stream.names(py),
-                Ticket::Map(map) | Ticket::MapItem(map, _) => {
+                Ticket::Map(map) | Ticket::MapItem(map, _) | Ticket::MapPart(map, _) => {
                     vec![format!("map of {}", map.name(py))]
                 }
             };
@@ -1167,6 +1180,13 @@ pub(crate) fn write_item(
         Where::Pickle => None,
     };
     let placing = placing.as_ref();
+    shortage::begin();
+    if let Some(placing) = placing
+        && codec::is_large_bytes(value)
+        && codec::write_large_bytes(value, placing, block)?
+    {
+        return Ok(());
+    }
     let byvalue = ffi::import(py, c"rightlane._byvalue")?;
     // A pickle that names what a worker can't import won't do.
     let suffices = |pickle: &Bound<'_, PyBytes>| {
@@ -1213,6 +1233,10 @@ fn write_call(
     block: &mut Block,
 ) -> PyResult<u32> {
     match kwargs {
+        None if args.len() == 1 && codec::is_large_bytes(&args.get_item(0)?) => {
+            write_item(&args.get_item(0)?, "args[0]", buffers, block)?;
+            Ok(shape::ONE)
+        }
         None => {
             // Alone, so that a path in a message begins with the argument's number.
             write_item(args, "args", buffers, block)?;
@@ -1433,6 +1457,7 @@ fn run_piece(py: Python<'_>, executor: &Executor, piece: ThreadPiece<Client>) ->
             }
             Ticket::Map(map) => map.settle_local(py, item, outcome),
             Ticket::MapItem(map, at) => map.settle_local_at(py, *at, outcome),
+            Ticket::MapPart(map, from) => map.settle_local_at(py, from + item, outcome),
         }
         executor.engine.nudge();
     }

@@ -239,6 +239,12 @@ pub(crate) struct RawBuffer<'py> {
     _object: Bound<'py, PyAny>,
 }
 
+/// Whether nobody but the one who holds this holds the object.
+pub(crate) fn is_held_once(object: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: the object is alive, and this thread is attached.
+    unsafe { pyo3::ffi::Py_REFCNT(object.as_ptr()) == 1 }
+}
+
 impl<'py> RawBuffer<'py> {
     /// One that is not contiguous cannot travel beside a pickle; the pickler says so.
     pub(crate) fn of(buffer: &Bound<'py, PyAny>) -> Option<RawBuffer<'py>> {
@@ -249,6 +255,15 @@ impl<'py> RawBuffer<'py> {
         Some(RawBuffer {
             memory,
             _object: raw,
+        })
+    }
+
+    /// Of bytes.
+    pub(crate) fn of_bytes(bytes: &Bound<'py, PyAny>) -> Option<RawBuffer<'py>> {
+        let memory = PyBuffer::<u8>::get(bytes).ok()?;
+        Some(RawBuffer {
+            memory,
+            _object: bytes.clone(),
         })
     }
 

@@ -211,6 +211,11 @@ impl Kept {
         self.rows.row(item).0
     }
 
+    /// The same, and how many of the engine's stand there in a row.
+    pub(crate) fn row(&self, item: u64) -> (u64, u64) {
+        self.rows.row(item)
+    }
+
     /// The last so many items read go another way than the engine's.
     pub(crate) fn set_aside(&mut self, count: u64) {
         self.rows.set_aside(self.read - count, count);

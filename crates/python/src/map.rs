@@ -641,6 +641,70 @@ impl OwnPace {
 /// nobody knew before.
 const STAGE_ITEMS: u64 = 128 * 1024;
 
+/// The first items of a map as they were given, none of which anybody can change.
+#[derive(Debug)]
+enum Given {
+    Numbers(Numbers),
+    Items(Vec<Py<PyAny>>),
+}
+
+impl Given {
+    /// One more; false if this one could be changed, or is not kept.
+    fn push(&mut self, item: &Bound<'_, PyAny>) -> bool {
+        match self {
+            Given::Items(items) if is_constant(item) => {
+                items.push(item.clone().unbind());
+                true
+            }
+            Given::Items(_) | Given::Numbers(_) => false,
+        }
+    }
+
+    fn len(&self) -> u64 {
+        match self {
+            Given::Numbers(numbers) => numbers.count,
+            Given::Items(items) => items.len() as u64,
+        }
+    }
+
+    /// So many of them at most, from this one on.
+    fn get(&self, py: Python<'_>, from: u64, most: u64) -> PyResult<VecDeque<Option<Py<PyAny>>>> {
+        let end = self.len().min(from.saturating_add(most));
+        match self {
+            Given::Numbers(numbers) => (from..end)
+                .map(|at| {
+                    let number = numbers
+                        .start
+                        .wrapping_add(numbers.step.wrapping_mul(at as i64));
+                    Ok(Some(number.into_pyobject(py)?.into_any().unbind()))
+                })
+                .collect(),
+            Given::Items(items) => {
+                let some = items.get(from as usize..end as usize).unwrap_or_default();
+                Ok(some.iter().map(|item| Some(item.clone_ref(py))).collect())
+            }
+        }
+    }
+}
+
+/// What went to workers before its function was known, and would run in threads had it been.
+#[derive(Debug)]
+struct Movable {
+    profile: Arc<Profile>,
+    definition: Arc<Definition>,
+    function: Py<PyAny>,
+    spread: bool,
+    /// The first of the engine's items.
+    given: Given,
+    /// It is asked again when so many have ended.
+    look_at: u64,
+    /// Some run in threads to be seen.
+    tried: bool,
+}
+
+/// So many items for each thread show whether two threads beat one.
+const TRIAL_ITEMS: u64 = 6;
+
 /// A map that goes to workers because its function is not known yet.
 #[derive(Debug)]
 struct Undecided {
@@ -671,6 +735,11 @@ pub(crate) struct Source {
     sweep: Option<Arc<Sweep>>,
     /// Where auto may still decide.
     undecided: Option<Undecided>,
+    /// Its function, if that is not known yet, and the numbers that it began with.
+    unknown: Option<Arc<Profile>>,
+    numbers: Option<Numbers>,
+    /// What of its items could go to threads still, once its function is known, if any.
+    given: Option<Given>,
     /// What that was at the end of each block, by the number of the item that follows; of those of which something
     /// is not yielded, and the last one of which all is.
     read: VecDeque<(u64, u64)>,
@@ -746,7 +815,10 @@ impl Source {
                 Err(error) => return Err(error),
             },
         };
-        let (mut way, mut unadded) = (way, 0);
+        let (mut way, mut unadded, mut generated) = (way, 0, None);
+        let unknown = undecided
+            .as_ref()
+            .map(|one: &Undecided| one.profile.clone());
         let mut iterable = iterable;
         if let Way::Remote { block, .. } = &mut way
             && executor.max_pending.is_none()
@@ -763,6 +835,7 @@ impl Source {
             };
             *block = first.to_block();
             unadded = first.count;
+            generated = Some(first);
             iterable = if rest.count > 0 {
                 let after = PySlice::new(py, first.count as isize, isize::MAX, 1);
                 iterable.get_item(after)?
@@ -793,8 +866,21 @@ impl Source {
             bytes: 0,
             sweep,
             undecided,
+            unknown,
+            numbers: generated,
+            given: None,
             read: VecDeque::from([(0, 0)]),
         })
+    }
+
+    /// Notes its items from now on as they are given, if its function is not known yet.
+    fn keep_given(&mut self) {
+        if let (Some(_), Way::Remote { .. }) = (&self.unknown, &self.way) {
+            self.given = Some(match self.numbers {
+                Some(numbers) => Given::Numbers(numbers),
+                None => Given::Items(Vec::new()),
+            });
+        }
     }
 
     /// How much of an input of known length is read at once.
@@ -958,6 +1044,11 @@ impl Source {
                 };
                 match write_timed(item, buffers, block, timed) {
                     Ok(()) => {
+                        if let Some(given) = &mut self.given
+                            && !given.push(item)
+                        {
+                            self.given = None;
+                        }
                         self.unadded += 1;
                         self.bytes += block.amount().bytes - before;
                         if block.len() >= self.block_items || !block.has_room() {
@@ -1214,10 +1305,10 @@ fn write_timed(
     let Some(profile) = timed else {
         return write_item(item, "item", buffers, block);
     };
-    let (begun, before, moved) = (Instant::now(), block.amount().bytes, block.moved());
+    let (begun, before, moved) = (Instant::now(), block.size(), block.moved());
     let written = write_item(item, "item", buffers, block);
     let placed = block.moved() != moved;
-    profile.pickled(begun, block.amount().bytes - before, placed);
+    profile.pickled(begun, block.size() - before, placed);
     if !profile.times_pickles() {
         *timed = None;
     }
@@ -1245,6 +1336,10 @@ pub(crate) struct Feed {
     sized: AtomicBool,
     /// Its next items run in the caller.
     runs_here: AtomicBool,
+    /// What may still move to threads, if anything may; and the calls of what has.
+    movable: Mutex<Option<Movable>>,
+    may_move: AtomicBool,
+    moved: Mutex<Vec<CallId>>,
     reader: Reader,
 }
 
@@ -1279,6 +1374,9 @@ impl Feed {
             waits_for_room: AtomicU32::new(0),
             sized: AtomicBool::new(false),
             runs_here: AtomicBool::new(false),
+            movable: Mutex::new(None),
+            may_move: AtomicBool::new(false),
+            moved: Mutex::new(Vec::new()),
             reader,
         });
         feed.executor.add_feed(feed.clone());
@@ -1447,6 +1545,7 @@ impl Feed {
         })();
         // What happens until the next read may change anything.
         source.forget_sweep();
+        self.keep_movable(&mut source, py);
         // Hand over what is read, unless the engine has plenty to do still: then in larger blocks.
         let unflushed = source.has_unflushed();
         let at_end = !matches!(outcome, Ok(None));
@@ -1604,11 +1703,103 @@ impl Feed {
         // First, so that nobody keeps the ends of what is abandoned now.
         self.state.discard();
         let call = *lock(&self.call);
-        if let Some(call) = call {
+        let moved = std::mem::take(&mut *lock(&self.moved));
+        for call in call.into_iter().chain(moved) {
             self.executor.engine.abandon(call);
         }
         let source = lock(&self.source).take();
         drop(source);
+        let movable = lock(&self.movable).take();
+        drop(movable);
+    }
+
+    /// Its function may still come to run in threads, and these of its items with it.
+    fn keep_movable(&self, source: &mut Source, py: Python<'_>) {
+        if let (Some(given), Some(profile), Way::Remote { definition, .. }) =
+            (source.given.take(), &source.unknown, &source.way)
+        {
+            *lock(&self.movable) = Some(Movable {
+                profile: profile.clone(),
+                definition: definition.clone(),
+                function: source.function.clone_ref(py),
+                spread: source.spread,
+                given,
+                look_at: 1,
+                tried: false,
+            });
+            self.may_move.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Has threads run what no worker was sent yet, if its function belongs there by now. For whoever takes results.
+    fn reconsider(&self, py: Python<'_>) -> PyResult<()> {
+        // Looking at a function may run anything: no lock is held meanwhile.
+        let Some(mut movable) = lock(&self.movable).take() else {
+            return Ok(());
+        };
+        let ended = lock(&self.state.kept).ended;
+        if ended >= movable.look_at {
+            movable.look_at = ended + 1 + ended / 8;
+            if !self.move_some(py, &mut movable)? {
+                self.may_move.store(false, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+        *lock(&self.movable) = Some(movable);
+        Ok(())
+    }
+
+    /// False if there is nothing left to move.
+    fn move_some(&self, py: Python<'_>, movable: &mut Movable) -> PyResult<bool> {
+        let Some(call) = self.call() else {
+            return Ok(false);
+        };
+        let (engine, house) = (&self.executor.engine, &self.executor.house);
+        let fresh = engine.fresh(call);
+        if fresh.start >= movable.given.len().min(fresh.end) {
+            return Ok(false);
+        }
+        let (profile, function) = (&movable.profile, movable.function.bind(py));
+        let id = movable.definition.id();
+        let (place, trusted) = self.executor.place_map(function, id, profile)?;
+        let trial = profile.is_on_trial(house);
+        if place != Place::Thread || trial && movable.tried {
+            return Ok(true);
+        }
+        movable.tried = true;
+        let most = if trial {
+            TRIAL_ITEMS * u64::from(house.ground.threads)
+        } else {
+            u64::MAX
+        };
+        let mut items = movable.given.get(py, fresh.start, most)?;
+        let (function, spread) = (movable.function.clone_ref(py), movable.spread);
+        let here = Some(Here::new(profile.clone(), trusted));
+        let mut gone = Vec::new();
+        let moved = engine.move_to_threads(call, |still| {
+            // Workers may have been sent some meanwhile.
+            let sent = still.start.saturating_sub(fresh.start) as usize;
+            gone.extend(items.drain(..sent.min(items.len())));
+            let (at, in_row) = lock(&self.state.kept).row(still.start);
+            let count = in_row.min(still.end - still.start).min(items.len() as u64);
+            gone.extend(items.drain(count as usize..));
+            let local = Arc::new(Local::Map {
+                function,
+                spread,
+                items: Mutex::new(std::mem::take(&mut items).into()),
+                level: nesting().1,
+                here,
+            });
+            (count > 0).then(|| (count, Ticket::MapPart(self.state.clone(), at), local))
+        });
+        drop(gone);
+        if let Some(moved) = moved {
+            lock(&self.moved).push(moved);
+            self.executor
+                .start_threads(py)
+                .inspect_err(|_| engine.abandon(moved))?;
+        }
+        Ok(true)
     }
 }
 
@@ -1677,6 +1868,10 @@ impl MapResults {
             Some(_) => Reader::Windowed,
             None => Reader::OpenEnded,
         };
+        let mut source = source;
+        if sized && window.is_none() {
+            source.keep_given();
+        }
         let feed = Feed::new(executor, state, source, reader);
         feed.sized
             .store(sized && window.is_none(), Ordering::Relaxed);
@@ -1741,6 +1936,9 @@ impl MapResults {
                     feed.read(py, self.window.saturating_sub(held).min(64), None)?;
                 }
                 return feed.open(py, entry).map(Some);
+            }
+            if feed.may_move.load(Ordering::Relaxed) {
+                feed.reconsider(py)?;
             }
             // With a window of its own a map holds no more than that, taken or not.
             let all = feed.reader == Reader::OpenEnded || feed.is_exhausted();

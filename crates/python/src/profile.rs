@@ -12,6 +12,7 @@ use crate::future::function_name;
 use crate::guard;
 use crate::moved::Account;
 use crate::remembered;
+use crate::sent;
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
 use pyo3::types::{
@@ -96,6 +97,8 @@ struct State {
     pairs: u64,
     /// Run time of those, divided by how many were at once.
     pairs_ns: f64,
+    /// And what they burnt.
+    pairs_cpu_ns: f64,
     lonely: u64,
     /// What kept its last call in a worker, for whoever asks.
     last: Option<Option<Bar>>,
@@ -298,7 +301,8 @@ impl Profile {
                 // It has become another one: what was known of the one before is not known of this one.
                 state.known.in_workers = Measured::default();
                 state.known.scales = None;
-                (state.pairs, state.pairs_ns, state.lonely) = (0, 0.0, 0);
+                (state.pairs, state.lonely) = (0, 0);
+                (state.pairs_ns, state.pairs_cpu_ns) = (0.0, 0.0);
                 state.drifted = false;
                 state.forget();
             }
@@ -382,6 +386,14 @@ impl Profile {
         let all = state.measured_here();
         let each_ns = all.wall_ns.checked_div(all.done);
         all.done >= TINY_CALLS || each_ns.is_some_and(|ns| ns >= NEVER_TINY_NS)
+    }
+
+    /// Whether a thread would run it to be seen, because nobody knows yet whether two threads beat one.
+    pub(crate) fn is_on_trial(&self, house: &House) -> bool {
+        let state = lock(&self.state);
+        let known = state.settled(&house.ground, house.remembers);
+        let terms = Terms::default();
+        choose(&known, &house.ground, &terms).trial
     }
 
     /// Where the next call is to run, and whether it may whatever its arguments are. `arguments`: whether nobody can
@@ -551,11 +563,16 @@ impl Here {
 
 type Ended = Result<Py<PyAny>, Py<PyAny>>;
 
+/// Whether it is an array with memory of its own that nobody else holds.
+fn is_sole_array(py: Python<'_>, value: &Py<PyAny>) -> bool {
+    ffi::is_held_once(value.bind(py)) && sent::is_array_of_its_own(value.bind(py)).unwrap_or(false)
+}
+
 /// A result that is nobody else's, as one from a worker is: the function may have returned its argument.
 pub(crate) fn apart(py: Python<'_>, outcome: Ended) -> Ended {
     static APART: Cached = Cached::new(c"rightlane._proof", "apart");
     match outcome {
-        Ok(value) if !is_constant(value.bind(py)) => APART
+        Ok(value) if !is_constant(value.bind(py)) && !is_sole_array(py, &value) => APART
             .get(py)
             .and_then(|apart| ffi::call1(apart, (&value,)))
             .map(Bound::unbind)
@@ -595,6 +612,7 @@ impl Visit<'_> {
             state.pair(
                 company.min(self.company),
                 wall_ns.saturating_sub(delay_ns),
+                cpu_ns,
                 &nature,
             );
         }
@@ -699,7 +717,7 @@ impl State {
 
     /// A call took so long, with what others took of the cores left out. `company`: how many ran when it began, and how
     /// many when it ended.
-    fn pair(&mut self, company: u32, wall_ns: u64, alone: &Nature) {
+    fn pair(&mut self, company: u32, wall_ns: u64, cpu_ns: u64, alone: &Nature) {
         if company < 2 {
             self.lonely += 1;
             if self.lonely >= LONELY {
@@ -709,9 +727,13 @@ impl State {
         }
         self.pairs += 1;
         self.pairs_ns += wall_ns as f64 / f64::from(company);
+        self.pairs_cpu_ns += cpu_ns as f64;
         if self.pairs >= PAIRS {
-            let each_ns = self.pairs_ns / self.pairs as f64;
-            self.known.scales = Some(each_ns < alone.wall_ns * 0.75);
+            let pairs = self.pairs as f64;
+            // Beside others it burns more for the same: that is not what one thread takes from the other.
+            let dearer_ns = self.pairs_cpu_ns / pairs - alone.cpu_ns();
+            let alone_ns = alone.wall_ns + dearer_ns.clamp(0.0, alone.wall_ns / 2.0);
+            self.known.scales = Some(self.pairs_ns / pairs < alone_ns * 0.75);
         }
     }
 }

@@ -9,7 +9,7 @@
 //! list or the like, and pickled without any code of the user's. Only such code could change an array in between, but for
 //! other threads and signal handlers, which the caller of a map has to keep from its items.
 
-use crate::codec::Part;
+use crate::codec::{self, Part};
 use crate::executor::lock;
 use crate::ffi::{self, RawBuffer};
 use pyo3::prelude::*;
@@ -34,11 +34,11 @@ struct Sent {
     span: Weak<Span>,
 }
 
-/// A stretch of a map's input during which no array changes.
+/// A stretch of a map's input during which no array changes. Bytes never do.
 #[derive(Debug)]
 pub(crate) struct Sweep {
-    /// NumPy's class of arrays.
-    arrays: Py<PyType>,
+    /// NumPy's class of arrays, if there may be any.
+    arrays: Option<Py<PyType>>,
     inner: Mutex<Swept>,
 }
 
@@ -54,12 +54,12 @@ struct Swept {
 const MOST_SWEPT: usize = 16;
 
 impl Sweep {
-    /// If the items of this iterator come without running any code of the user's, and there may be arrays among them.
+    /// If the items of this iterator come without running any code of the user's.
     pub(crate) fn of(iterator: &Bound<'_, PyAny>) -> Option<Arc<Sweep>> {
-        let arrays = class_of_arrays(iterator.py()).ok().flatten()?;
+        let arrays = class_of_arrays(iterator.py()).ok().flatten();
         is_steady(iterator).unwrap_or(false).then(|| {
             Arc::new(Sweep {
-                arrays: arrays.unbind(),
+                arrays: arrays.map(Bound::unbind),
                 inner: Mutex::default(),
             })
         })
@@ -91,7 +91,12 @@ impl Sweep {
             let mut parts = parts.iter_borrowed();
             return depth > 0 && parts.all(|part| self.is_plain(&part, depth - 1, found));
         }
-        if value.get_type().is(self.arrays.bind(value.py())) {
+        if codec::is_large_bytes(value) {
+            found.push(value.clone().unbind());
+            return true;
+        }
+        let arrays = self.arrays.as_ref().map(|arrays| arrays.bind(value.py()));
+        if arrays.is_some_and(|arrays| value.get_type().is(arrays)) {
             found.push(value.clone().unbind());
             return is_plain_array(value).unwrap_or(false);
         }
@@ -161,7 +166,21 @@ fn is_plain_array(array: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(!of_objects && !has("metadata")? && !has("fields")? && !has("subdtype")?)
 }
 
+/// Whether it is an array of NumPy's whose memory is its own, and holds no objects.
+pub(crate) fn is_array_of_its_own(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let arrays = class_of_arrays(value.py())?;
+    if !arrays.is_some_and(|arrays| value.get_type().is(&arrays)) {
+        return Ok(false);
+    }
+    let of_objects: bool = value.getattr("dtype")?.getattr("hasobject")?.extract()?;
+    let own: bool = value.getattr("flags")?.getattr("owndata")?.extract()?;
+    Ok(own && !of_objects && value.getattr("base")?.is_none())
+}
+
 fn address_of(array: &Bound<'_, PyAny>) -> PyResult<usize> {
+    if let Ok(bytes) = array.cast_exact::<PyBytes>() {
+        return Ok(bytes.as_bytes().as_ptr() as usize);
+    }
     let interface = array.getattr("__array_interface__")?;
     let (address, _): (usize, bool) = interface.get_item("data")?.extract()?;
     Ok(address)

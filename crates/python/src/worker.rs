@@ -691,6 +691,14 @@ impl<'py> Worker<'py> {
         let homes = &self.homes;
         let placing = self.desk.results().cloned();
         let placing = placing.map(|arena| codec::Placing::Results(arena, homes.clone()));
+        if let Some(placing) = &placing
+            && codec::is_large_bytes(value)
+            && let Some(part) = placing.place_bytes(value)?
+        {
+            self.place(vec![part]);
+            self.answer.push(codec::PLACED_BYTES);
+            return Ok(());
+        }
         let mut pickled = match codec::pickle(value, placing.as_ref()) {
             Ok(pickled) if !codec::mentions_main(pickled.pickle.as_bytes()) => pickled,
             _ => {
@@ -704,20 +712,25 @@ impl<'py> Worker<'py> {
         }
         let codec::Pickled { pickle, parts } = pickled;
         if !parts.is_empty() {
-            self.tally.result_bytes += parts
-                .iter()
-                .map(|part| part.span.bytes() as u64)
-                .sum::<u64>();
-            let moved = codec::moved(&parts);
-            let spans = parts.into_iter().map(|part| part.span);
-            self.desk.place(spans, moved, &mut self.answer);
-            self.placed = true;
+            self.place(parts);
         }
         self.answer.push(tag);
         if tag == codec::PICKLE {
             self.answer.extend_from_slice(pickle.as_bytes());
         }
         Ok(())
+    }
+
+    /// Has large buffers of a result travel beside it.
+    fn place(&mut self, parts: Vec<codec::Part>) {
+        self.tally.result_bytes += parts
+            .iter()
+            .map(|part| part.span.bytes() as u64)
+            .sum::<u64>();
+        let moved = codec::moved(&parts);
+        let spans = parts.into_iter().map(|part| part.span);
+        self.desk.place(spans, moved, &mut self.answer);
+        self.placed = true;
     }
 
     /// Something could not be pickled or unpickled: that is this item's end, and nobody else's.

@@ -638,6 +638,42 @@ impl<C: Client> Engine<C> {
         })
     }
 
+    /// Which items of a call no worker was sent yet.
+    pub fn fresh(&self, call: CallId) -> Range<u64> {
+        lock(&self.state).scheduler.fresh(call)
+    }
+
+    /// Of these items some go to lane threads instead: `take` is told which there are, and says how many of the first
+    /// of them, and what they are there. It runs under the engine's lock. None if nothing has moved.
+    pub fn move_to_threads(
+        &self,
+        call: CallId,
+        take: impl FnOnce(Range<u64>) -> Option<(u64, C::Ticket, Arc<C::Local>)>,
+    ) -> Option<CallId> {
+        self.with(|engine, state| {
+            state.scheduler.accepts().ok()?;
+            let fresh = state.scheduler.fresh(call);
+            let (count, ticket, local) = take(fresh.clone())?;
+            let count = count.min(fresh.end - fresh.start);
+            let body = Body::Local(local);
+            let plan = Plan::default();
+            let moved = engine.accept(state, Lane::Thread, count, body, ticket, plan);
+            let moved = moved.ok()?;
+            state.floor.open_thread_calls += 1;
+            state.floor.open_thread_items += count;
+            state.scheduler.serve_before(moved, call);
+            let given = state.scheduler.give_away(call, count);
+            if let Some(Held {
+                body: Body::Remote { items, .. },
+                ..
+            }) = state.floor.calls.get_mut(&call)
+            {
+                state.floor.pending.take(items.ended(given));
+            }
+            Some(moved)
+        })
+    }
+
     /// No more items will come.
     pub fn close_call(&self, call: CallId) {
         self.with(|_, state| state.scheduler.close_call(call));

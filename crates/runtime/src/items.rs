@@ -138,6 +138,12 @@ impl Block {
         Some((placed.moved, placed.items))
     }
 
+    /// How large its items are, also where what they hold lay in shared memory already.
+    pub fn size(&self) -> u64 {
+        let saved = self.moved().map_or(0, |(moved, _)| moved.saved_bytes);
+        self.amount().bytes + saved
+    }
+
     fn placed_bytes(&self) -> usize {
         self.placed.as_ref().map_or(0, |placed| placed.bytes)
     }

@@ -20,6 +20,7 @@ pub(crate) enum End {
     Cancelled,
     Lost,
     Broken,
+    GivenAway,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -175,8 +176,21 @@ impl Ledger {
                 assert_eq!(item.runs, 0, "{id:?} item {place} was run, not cancelled")
             }
             End::Lost | End::Broken => {}
+            End::GivenAway => panic!("{id:?} item {place} was given away"),
         }
         item.end = Some(end);
+    }
+
+    /// Items that wait, and never left, are somebody else's now.
+    pub(crate) fn give_away(&mut self, id: CallId, items: Range<u64>) {
+        for place in items {
+            let item = self.item(id, place);
+            assert!(
+                item.waits() && !item.travelled,
+                "{id:?} item {place}: {item:?}"
+            );
+            item.end = Some(End::GivenAway);
+        }
     }
 
     pub(crate) fn call_done(&mut self, id: CallId) {

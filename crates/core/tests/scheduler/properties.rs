@@ -17,6 +17,7 @@ enum Op {
     CloseCall(usize),
     Cancel(usize, u64),
     Abandon(usize),
+    GiveAway(usize, u64),
     AbandonAll,
     Close,
     KillAll,
@@ -53,6 +54,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => which().prop_map(Op::CloseCall),
         12 => (which(), any::<u64>()).prop_map(|(i, n)| Op::Cancel(i, n)),
         3 => which().prop_map(Op::Abandon),
+        3 => (which(), 0..9_u64).prop_map(|(i, n)| Op::GiveAway(i, n)),
         1 => Just(Op::AbandonAll),
         12 => which().prop_map(Op::Start),
         30 => (which(), 1..8_u64).prop_map(|(i, n)| Op::Step(i, n)),
@@ -207,6 +209,11 @@ impl Run {
             Op::Abandon(which) => {
                 if let Some(id) = self.call(which) {
                     self.world.abandon(id);
+                }
+            }
+            Op::GiveAway(which, count) => {
+                if let Some(id) = self.call(which) {
+                    self.world.give_away(id, count);
                 }
             }
             Op::AbandonAll => self.world.abandon_all(),

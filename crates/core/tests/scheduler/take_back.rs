@@ -312,3 +312,45 @@ fn a_split_piece_teaches_how_long_its_items_take() {
     assert_eq!(world.scheduler.pace(call), sizer.pace());
     world.finish();
 }
+
+#[test]
+fn what_never_left_can_be_given_away() {
+    let mut world = World::new(2, 1);
+    let call = world.map(Lane::Process, 40, 4);
+    world.begin(WorkerId(0));
+    let fresh = world.scheduler.fresh(call);
+    assert_eq!(world.give_away(call, 3), fresh.start..fresh.start + 3);
+    assert_eq!(world.give_away(call, 100), fresh.start + 3..40);
+    assert!(world.give_away(call, 1).is_empty());
+    world.run_dry(WorkerId(0));
+    world.finish();
+}
+
+#[test]
+fn where_something_was_cancelled_nothing_is_given_away() {
+    let mut world = World::new(1, 1);
+    let call = world.map(Lane::Process, 10, 1);
+    let _ = world.cancel_item(call, 8);
+    assert!(world.give_away(call, 5).is_empty());
+    world.finish();
+}
+
+#[test]
+fn a_call_in_the_place_of_another_is_served_first() {
+    let mut world = World::new(1, 1);
+    let first = world.map(Lane::Process, 10, 1);
+    let other = world.map(Lane::Process, 10, 1);
+    let moved = world.map(Lane::Thread, 4, 4);
+    world.scheduler.serve_before(moved, first);
+    world.take_log();
+    world.run_dry(WorkerId(0));
+    let log = world.take_log();
+    let is_other = |a: &Action| matches!(a, Action::Send { call, .. } if *call == other);
+    let is_moved = |a: &Action| matches!(a, Action::RunOnThread { call, .. } if *call == moved);
+    let at = log.iter().position(is_moved).expect("it is served");
+    assert!(
+        !log[..at].iter().any(is_other),
+        "before what stood behind the first"
+    );
+    world.finish();
+}
