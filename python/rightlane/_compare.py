@@ -64,6 +64,23 @@ class Comparison:
     def __str__(self) -> str:
         return self.text
 
+    def to_html(self) -> str:
+        """The rows as bars on a page of their own, which loads nothing: to be written to a file.
+
+        >>> import rightlane as rl
+        >>> comparison = rl.compare(len, ["a", "bb", "ccc"])
+        >>> comparison.to_html().startswith("<!doctype html>")
+        True
+        """
+        from rightlane import _chart
+
+        return _chart.page(self)
+
+    def _repr_html_(self) -> str:
+        from rightlane import _chart
+
+        return _chart.fragment(self)
+
 
 def compare(
     fn: Callable[[Any], object],

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -47,6 +48,66 @@ def leave(value: int) -> int:
 
 def by_process(value: int) -> int:
     return os.getpid()
+
+
+class Marked(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text: list[str] = []
+        self.feed(page)
+        assert not self.open, "what was opened is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def row(lane: Any, size: int | None, time_s: float | None, note: str = "") -> rl.Row:
+    rate = None if time_s is None else 10 / time_s
+    return rl.Row(lane, size, 10, time_s, None if time_s is None else 1 / time_s, 1.0, rate, note)
+
+
+def test_a_picture_of_it_loads_nothing() -> None:
+    rows = (
+        row("serial", None, 1.0),
+        row("thread", 4, 0.25),
+        row("process", 2, None, 'not run: <lock> & "key"'),
+    )
+    sweep = (row("thread", 2, 0.5), row("thread", 4, 0.25))
+    comparison = rl.Comparison(rows, sweep, rows[1], "thread × 4 wins, <4×>.", False, "the text & more")
+    for drawn in (comparison.to_html(), comparison._repr_html_()):
+        page = Marked(drawn)
+        text = "".join(page.text)
+        assert page.tags.count("svg") == 2
+        assert page.tags.count("rect") == 4, "a bar for each that was measured"
+        for wanted in (
+            "thread × 4 wins, <4×>.",
+            "process × 2",
+            '<lock> & "key"',
+            "A lane broke",
+            "the text & more",
+        ):
+            assert wanted in text
+        assert not {"script", "link", "img", "iframe"} & set(page.tags)
+        loaded = [value for name, value in page.attributes if name in ("src", "href")]
+        assert loaded == []
+        assert "url(" not in drawn and "@import" not in drawn
+    widths = [float(value) for name, value in page.attributes if name == "width"][1:3]
+    assert widths[0] == pytest.approx(4 * widths[1], rel=0.01), "as long as it took"
+    assert page.attributes.count(("class", "best")) == 2
 
 
 def test_the_object_holds_what_its_text_says() -> None:
