@@ -36,6 +36,9 @@ const MOST: usize = 512;
 const PAIRS: u64 = 6;
 const LONELY: u64 = 32;
 
+/// So many at once, on average, are company.
+const IN_COMPANY: f64 = 1.5;
+
 /// So many calls in a row that do something else in a thread than in a worker send a function back.
 const ODD_CALLS: u32 = 3;
 
@@ -81,6 +84,28 @@ impl Proof {
     }
 }
 
+/// How many of a function's calls run in threads, over time.
+#[derive(Debug, Default)]
+struct Company {
+    now: u32,
+    /// Since when there have been so many, and the run time of all until then.
+    since: Option<Instant>,
+    together_ns: f64,
+}
+
+impl Company {
+    /// The run time of all calls so far; from here on there are so many.
+    fn change(&mut self, change: impl FnOnce(u32) -> u32) -> f64 {
+        let now = Instant::now();
+        if let Some(since) = self.since.replace(now) {
+            let passed_ns = now.duration_since(since).as_nanos() as f64;
+            self.together_ns += passed_ns * f64::from(self.now);
+        }
+        self.now = change(self.now);
+        self.together_ns
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     known: Known,
@@ -100,6 +125,7 @@ struct State {
     /// And what they burnt.
     pairs_cpu_ns: f64,
     lonely: u64,
+    company: Company,
     /// What kept its last call in a worker, for whoever asks.
     last: Option<Option<Bar>>,
     /// What earlier runs knew of it, until enough is known here.
@@ -125,8 +151,6 @@ pub(crate) struct Profile {
     may_stay: AtomicBool,
     /// How often pickling its arguments was timed.
     pickles: AtomicU32,
-    /// How many of its calls run in threads.
-    in_threads: AtomicU32,
     /// Whether earlier runs were asked about it.
     recalled: AtomicBool,
     /// What was moved for it.
@@ -519,11 +543,14 @@ impl Profile {
 
     /// A call begins in a lane thread.
     pub(crate) fn begin(&self) -> Visit<'_> {
-        let company = self.in_threads.fetch_add(1, Ordering::SeqCst) + 1;
-        let probing = lock(&self.state).scales(true).is_none();
+        let (together_ns, probing) = {
+            let mut state = lock(&self.state);
+            let together_ns = state.company.change(|calls| calls + 1);
+            (together_ns, state.scales(true).is_none())
+        };
         Visit {
             profile: self,
-            company,
+            together_ns,
             began: Instant::now(),
             cpu_ns: clocks::thread_cpu_ns(),
             delay_ns: probing.then(clocks::own_delay_ns),
@@ -584,7 +611,8 @@ pub(crate) fn apart(py: Python<'_>, outcome: Ended) -> Ended {
 /// A call that runs in a lane thread.
 pub(crate) struct Visit<'a> {
     profile: &'a Profile,
-    company: u32,
+    /// How long all calls of the function in threads had run together when it began.
+    together_ns: f64,
     began: Instant,
     cpu_ns: u64,
     delay_ns: Option<u64>,
@@ -593,10 +621,10 @@ pub(crate) struct Visit<'a> {
 impl Visit<'_> {
     /// It has ended.
     pub(crate) fn end(self) {
-        let company = self.profile.in_threads.fetch_sub(1, Ordering::SeqCst);
         let wall_ns = self.began.elapsed().as_nanos().min(u128::from(u64::MAX)) as u64;
         let cpu_ns = clocks::thread_cpu_ns() - self.cpu_ns;
         let mut state = lock(&self.profile.state);
+        let together_ns = state.company.change(|calls| calls.saturating_sub(1)) - self.together_ns;
         state.known.in_threads = state.known.in_threads.plus(&Measured {
             begun: 1,
             done: 1,
@@ -610,7 +638,7 @@ impl Visit<'_> {
         if let Some(before_ns) = self.delay_ns {
             let delay_ns = clocks::own_delay_ns() - before_ns;
             state.pair(
-                company.min(self.company),
+                together_ns / (wall_ns.max(1) as f64),
                 wall_ns.saturating_sub(delay_ns),
                 cpu_ns,
                 &nature,
@@ -715,10 +743,10 @@ impl State {
         }
     }
 
-    /// A call took so long, with what others took of the cores left out. `company`: how many ran when it began, and how
-    /// many when it ended.
-    fn pair(&mut self, company: u32, wall_ns: u64, cpu_ns: u64, alone: &Nature) {
-        if company < 2 {
+    /// A call took so long, with what others took of the cores left out. `company`: how many ran meanwhile, it included,
+    /// on average.
+    fn pair(&mut self, company: f64, wall_ns: u64, cpu_ns: u64, alone: &Nature) {
+        if company < IN_COMPANY {
             self.lonely += 1;
             if self.lonely >= LONELY {
                 self.known.scales = Some(false);
@@ -726,7 +754,7 @@ impl State {
             return;
         }
         self.pairs += 1;
-        self.pairs_ns += wall_ns as f64 / f64::from(company);
+        self.pairs_ns += wall_ns as f64 / company;
         self.pairs_cpu_ns += cpu_ns as f64;
         if self.pairs >= PAIRS {
             let pairs = self.pairs as f64;
