@@ -1193,7 +1193,6 @@ pub(crate) fn write_item(
         let asked = ffi::call_method(&byvalue, "plain_pickles_suffice", (pickle,));
         asked.and_then(|answer| answer.is_truthy())
     };
-    shortage::begin();
     let plain = match codec::pickle(value, placing) {
         Ok(pickled)
             if !codec::mentions_main(pickled.pickle.as_bytes()) && suffices(&pickled.pickle)? =>
